@@ -1,0 +1,114 @@
+"""PruNetBackbone: the feature maps of a `NetSpec` for a detector, with mmdet's argument meanings; plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from prunet_zoo.errors import SpecError
+from prunet_zoo.models.blocks import build_stages
+from prunet_zoo.models.layers import init_weights, make_norm_factory
+from prunet_zoo.spec import NetSpec, load_spec
+
+
+class PruNetBackbone(nn.Module):
+    """Backbone of a `NetSpec`. Image (B, C, H, W) → tuple of maps (B, channels, H / stride, W / stride).
+
+    Module names equal those of `PruNetClassifier`, so a classifier's weights fit by name. What lies behind the last
+    requested level is not built.
+
+    Args:
+        arch: listed name, path of a spec (``.json``) or of weights (``.safetensors``, spec inside), dict or `NetSpec`.
+        out_indices: feature levels by stride: 0 is stride 2, 1 is stride 4, …; each is the last layer of its stride.
+        frozen_stages: -1 freezes nothing; n freezes everything up to and with feature level n (no gradient, norms in
+            eval mode), so 0 is the stem's stride 2, 1 up to stride 4, as in mmdet's ResNet.
+        norm_cfg: see `make_norm_factory`; BatchNorm with the spec's eps by default.
+        norm_eval: keep all BatchNorm layers in eval mode while training (fixed statistics).
+        with_cp: recompute each block in the backward pass to save memory.
+        drop_path_rate: stochastic depth of the network's last block.
+
+    Raises:
+        UnknownNameError, SpecError: with what is allowed.
+    """
+
+    def __init__(
+        self,
+        arch: str | Path | dict[str, Any] | NetSpec,
+        out_indices: Sequence[int] = (1, 2, 3, 4),
+        frozen_stages: int = -1,
+        norm_cfg: Mapping[str, Any] | None = None,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.spec = resolve_arch(arch)
+        self.out_indices = tuple(out_indices)
+        if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices)):
+            raise SpecError(f"out_indices must be increasing and not empty, got {self.out_indices}")
+        self.out_channels = self.spec.channels(self.out_indices)
+        levels = self.spec.feature_levels
+        if not -1 <= frozen_stages <= self.out_indices[-1]:
+            raise SpecError(f"frozen_stages must be from -1 to the last of out_indices {self.out_indices}, got {frozen_stages}")
+        self.frozen_stages, self.norm_eval, self.with_cp = frozen_stages, norm_eval, with_cp
+        self.feature_info = [
+            {"num_chs": levels[i].channels, "reduction": levels[i].stride, "module": levels[i].module}
+            for i in self.out_indices
+        ]
+        self._taps = {(levels[i].stage, levels[i].block) for i in self.out_indices}
+        self.stages = build_stages(self.spec, make_norm_factory(norm_cfg), drop_path_rate, max(self._taps))
+        init_weights(self)
+        self._freeze()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outs = []
+        for s, stage in enumerate(self.stages):
+            for i, block in enumerate(stage):  # type: ignore[arg-type]
+                if self.with_cp and self.training and torch.is_grad_enabled():
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    x = block(x)
+                if (s, i) in self._taps:
+                    outs.append(x)
+        return tuple(outs)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        level = self.spec.feature_levels[self.frozen_stages]
+        return [
+            block
+            for s, stage in enumerate(self.stages)
+            for i, block in enumerate(stage)  # type: ignore[arg-type]
+            if (s, i) <= (level.stage, level.block)
+        ]
+
+    def _freeze(self) -> None:
+        for module in self._frozen_modules():
+            module.eval()
+            for parameter in module.parameters():
+                parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> PruNetBackbone:
+        """Set training mode, but keep frozen parts (and, with ``norm_eval``, all BatchNorm) in eval mode."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+
+def resolve_arch(arch: str | Path | dict[str, Any] | NetSpec) -> NetSpec:
+    """`load_spec` that also takes a ``.safetensors`` file with its spec inside."""
+    if str(arch).endswith(".safetensors"):
+        from prunet_zoo.models.weights import read_weights_spec
+
+        return read_weights_spec(str(arch))
+    return load_spec(arch)
