@@ -2,3 +2,22 @@
 
 Neither mmcv nor mmdet is imported here, so it costs little and works without them.
 """
+
+from prunet_zoo.mm import compat
+
+compat.prepare()  # before anything that might import mmcv.ops or load a checkpoint
+
+from prunet_zoo.mm import (  # noqa: E402  (register)
+    backbone,  # noqa: F401
+    channels,
+    checkpoint,  # noqa: F401
+    classifier,  # noqa: F401
+    datasets,  # noqa: F401
+    epoch_loop,  # noqa: F401
+    hooks,  # noqa: F401
+    metrics,  # noqa: F401
+    optim,  # noqa: F401
+    progress,  # noqa: F401
+)
+
+channels.install()

@@ -66,7 +66,10 @@ def read_weights_spec(path: str | Path) -> NetSpec:
         raise CheckpointError(f"weights file {path} is damaged or truncated: {error}") from None
     if "spec" not in meta:
         raise CheckpointError(f"weights file {path} carries no spec; give the spec's JSON as arch and this as weights")
-    return NetSpec.from_dict(json.loads(meta["spec"]))
+    try:
+        return NetSpec.from_dict(json.loads(meta["spec"]))
+    except ValueError as error:  # JSONDecodeError and SpecError
+        raise CheckpointError(f"weights file {path} carries a damaged spec: {error}") from None
 
 
 def load_weights(

@@ -1,0 +1,123 @@
+"""What a latency backend is: it prepares a module for one input shape, and the result can be run and timed."""
+
+from __future__ import annotations
+
+import platform
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import nn
+
+from prunet_zoo.errors import LatencyError
+
+
+INTERRUPTION_NS = 2000  # an interrupt and the switch to another process take longer; the clocks differ by less
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a network is run: everything but the network that its latency depends on.
+
+    ``accelerator``: where it runs, "cpu" or "cuda". ``dtype``: "fp32", "fp16" or "bf16". ``threads``: CPU threads.
+    """
+
+    threads: int = 1
+    dtype: str = "fp32"
+    batch: int = 1
+    accelerator: str = "cpu"
+
+
+class Session:
+    """A module made ready to run. Subclasses whose device has its own clock override `sample`.
+
+    Args:
+        run: one run, complete when it returns.
+        in_thread: whether the calling thread alone does the work. Then a run that the operating system interrupted is known
+            by its wall time exceeding its CPU time, and counts with the latter: the time it had the processor.
+
+    ``interrupted`` counts such runs.
+    """
+
+    def __init__(self, run: Callable[[], object], in_thread: bool = False) -> None:
+        self.run = run
+        self.in_thread = in_thread
+        self.interrupted = 0
+
+    def sample(self, n: int) -> list[float]:
+        """Run ``n`` times and return each run's latency in ms."""
+        run, wall_clock = self.run, time.perf_counter_ns
+        cpu_clock = time.thread_time_ns if self.in_thread else wall_clock
+        times = []
+        for _ in range(n):
+            cpu = cpu_clock()
+            wall = wall_clock()
+            run()
+            wall = wall_clock() - wall
+            cpu = cpu_clock() - cpu
+            if self.in_thread and wall > cpu + INTERRUPTION_NS + cpu // 100:
+                self.interrupted += 1
+                wall = cpu
+            times.append(wall * 1e-6)
+        return times
+
+
+class Backend(ABC):
+    """A way to run a network. Importing its module must not import the library behind it."""
+
+    name: ClassVar[str]
+    install: ClassVar[str]  # the command that installs it
+    dtypes: ClassVar[dict[str, tuple[str, ...]]]  # accelerator → dtypes it can run
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Version of the library behind it; raises `ImportError` where it is missing."""
+
+    @abstractmethod
+    def prepare(self, module: nn.Module, input_shape: tuple[int, int, int, int], setting: Setting) -> Session:
+        """Make ``module`` ready for one input of shape (B, C, H, W)."""
+
+    def environment(self, setting: Setting) -> AbstractContextManager[None]:
+        """What must hold while sessions are prepared and run (thread counts); undone afterwards."""
+        return nullcontext()
+
+    def device_name(self, accelerator: str) -> str:
+        """Name of the hardware."""
+        return cpu_name()
+
+    def check(self, setting: Setting) -> None:
+        """Raise `LatencyError` when the library is missing or cannot run ``setting``."""
+        try:
+            self.version  # noqa: B018  (imports the library)
+        except ImportError as error:
+            raise LatencyError(
+                f"latency backend {self.name!r} needs a library that is not installed ({error}); run: {self.install}"
+            ) from None
+        if setting.accelerator not in self.dtypes:
+            raise LatencyError(
+                f"backend {self.name!r} does not run on {setting.accelerator!r}; it runs on {', '.join(self.dtypes)}"
+            )
+        if setting.dtype not in self.dtypes[setting.accelerator]:
+            raise LatencyError(
+                f"backend {self.name!r} on {setting.accelerator} does not run {setting.dtype!r}; "
+                f"it runs {', '.join(self.dtypes[setting.accelerator])}"
+            )
+        for field in ("threads", "batch"):
+            if getattr(setting, field) < 1:
+                raise LatencyError(f"{field} must be at least 1, got {getattr(setting, field)}")
+
+
+def cpu_name() -> str:
+    """Model name of this machine's CPU."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model", "cpu model") and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine() or "unknown CPU"

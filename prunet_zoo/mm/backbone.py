@@ -1,0 +1,109 @@
+"""PruNet: the backbone of a `NetSpec` as an MMEngine module, for mmdet, mmseg and mmpretrain configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModule, PretrainedInit
+from mmengine.model.weight_init import update_init_info
+from mmengine.runner import CheckpointLoader
+
+from prunet_zoo.errors import CheckpointError, SpecError
+from prunet_zoo.models import PruNetBackbone, load_weights
+from prunet_zoo.registry import MODELS, register
+from prunet_zoo.spec import NetSpec
+
+
+@register(MODELS)
+class PruNet(PruNetBackbone, BaseModule):
+    """`PruNetBackbone` with MMEngine's ``init_cfg``. Image (B, 3, H, W) → tuple of maps, one for each of out_indices.
+
+    Args:
+        arch: listed name, path of a spec (``.json``) or of weights (``.safetensors``, spec inside), dict or `NetSpec`.
+        out_indices: feature levels by stride: 0 is stride 2, 1 is stride 4, …
+        frozen_stages, norm_cfg, norm_eval, with_cp, drop_path_rate: see `PruNetBackbone`.
+        init_cfg: as in MMEngine. ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is strict here: every tensor of the
+            backbone must be in the checkpoint (a classifier's, a detector's or a backbone's; ``prefix`` is found when
+            not given), else it raises.
+
+    Raises:
+        UnknownNameError, SpecError: a bad argument; the message says what is allowed.
+        CheckpointError: on `init_weights`, when the checkpoint does not fit.
+    """
+
+    def __init__(
+        self,
+        arch: str | Path | dict[str, Any] | NetSpec,
+        out_indices: Sequence[int] = (1, 2, 3, 4),
+        frozen_stages: int = -1,
+        norm_cfg: Mapping[str, Any] | None = None,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        drop_path_rate: float = 0.0,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(plain(arch), out_indices, frozen_stages, norm_cfg, norm_eval, with_cp, drop_path_rate)
+        self.init_cfg = init_cfg
+
+    def init_weights(self) -> None:
+        """Apply ``init_cfg``: first what MMEngine's initialisers do, then the checkpoint."""
+        if self._is_init:
+            return
+        configured = self.init_cfg
+        items = [configured] if isinstance(configured, Mapping) else list(configured or [])
+        pretrained = [item for item in items if item["type"] in ("Pretrained", PretrainedInit)]
+        self.init_cfg = [item for item in items if item not in pretrained]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = configured
+        for item in pretrained:
+            self._load(item)
+
+    def _load(self, cfg: Mapping[str, Any]) -> None:
+        """Load one ``dict(type='Pretrained', …)``."""
+        if not cfg.get("checkpoint"):
+            raise CheckpointError("init_cfg of type 'Pretrained' needs 'checkpoint', the path or URL of a weights file")
+        checkpoint, prefix = str(cfg["checkpoint"]), cfg.get("prefix")
+        if prefix and not prefix.endswith("."):
+            prefix += "."
+        # a path is read here; a scheme (https://, s3://, prunet://) is what MMEngine's loaders are for
+        source = load_remote(checkpoint) if "://" in checkpoint else checkpoint
+        names = load_weights(self, source, prefix=prefix)
+        print_log(f"PruNet: loaded all {len(names)} tensors of the backbone from {checkpoint}", logger="current")
+        if hasattr(self, "_params_init_info"):  # MMEngine's record of where each parameter's value comes from
+            update_init_info(self, init_info=f"PruNet: loaded from {checkpoint}")
+
+
+def load_remote(url: str) -> dict[str, torch.Tensor]:
+    """Read the state dict behind a URL or scheme with MMEngine's loaders; raises `CheckpointError` if it cannot."""
+    try:
+        data = CheckpointLoader.load_checkpoint(url, map_location="cpu")
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise CheckpointError(
+            f"cannot load {url!r} ({error}); give the path of a file (.safetensors or .pth), an https:// address, "
+            "or a scheme that MMEngine knows"
+        ) from error
+    state = data.get("state_dict", data) if isinstance(data, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"what lies at {url!r} holds no state dict")
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+
+
+def plain(arch: Any) -> str | Path | dict[str, Any] | NetSpec:
+    """Turn a spec written into a config (MMEngine's `ConfigDict`, a dict with its own rules) into plain data."""
+    if isinstance(arch, Mapping):
+        return {key: _plain_value(value) for key, value in arch.items()}
+    if isinstance(arch, str | Path | NetSpec):
+        return arch
+    raise SpecError(f"arch must be a name, a path, a dict or a NetSpec, got {type(arch).__name__}")
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain_value(item) for key, item in value.items()}
+    return [_plain_value(item) for item in value] if isinstance(value, list | tuple) else value

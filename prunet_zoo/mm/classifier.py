@@ -1,0 +1,126 @@
+"""PruNetClassifier: the classifier of a `NetSpec` as an MMEngine model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+
+from prunet_zoo.errors import CheckpointError
+from prunet_zoo.mm.backbone import plain
+from prunet_zoo.models import create_model, load_state, load_weights
+from prunet_zoo.models.layers import make_norm_factory
+from prunet_zoo.registry import MODELS, register
+from prunet_zoo.spec import NetSpec
+
+
+@register(MODELS)
+class PruNetClassifier(BaseModel):
+    """Network and cross-entropy. Batches are ``inputs`` (B, 3, H, W), normalised, and ``label`` (B,).
+
+    Args:
+        arch: listed name, path of a spec or of weights with their spec, dict or `NetSpec`.
+        num_classes: classes of the head; None takes the spec's.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block.
+        norm_cfg: see `prunet_zoo.models.layers.make_norm_factory`.
+        label_smoothing: share of the target spread over all classes.
+        mixup: arguments of timm's `Mixup` (``mixup_alpha``, ``cutmix_alpha``, ``prob``, …); None is off. It draws whole
+            pairs, so batches must have an even size (``drop_last=True``).
+        init_cfg: ``dict(type='Pretrained', checkpoint=path, prefix=None)`` loads every tensor of the network from the
+            file or fails; only a head for another number of classes starts fresh. Other types as MMEngine has them.
+        data_preprocessor: MMEngine's; the default only moves the batch to the device.
+
+    Raises:
+        UnknownNameError, SpecError: bad ``arch``.
+        CheckpointError: weights missing, damaged or of another network (when weights are initialised).
+    """
+
+    def __init__(
+        self,
+        arch: str | Path | dict[str, Any] | NetSpec,
+        num_classes: int | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_cfg: Mapping[str, Any] | None = None,
+        label_smoothing: float = 0.0,
+        mixup: Mapping[str, Any] | None = None,
+        init_cfg: dict[str, Any] | None = None,
+        data_preprocessor: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        options = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate, "norm": make_norm_factory(norm_cfg)}
+        self.net = create_model(plain(arch), num_classes, **options)
+        self.label_smoothing = label_smoothing
+        self.mixup = None
+        if mixup:
+            classes = {"num_classes": self.net.num_classes, "label_smoothing": label_smoothing}
+            self.mixup = Mixup(**{**classes, **mixup})
+
+    @property
+    def spec(self) -> NetSpec:
+        """The network's architecture."""
+        return self.net.spec
+
+    def init_weights(self) -> None:
+        """Load ``init_cfg``'s weights; without it, keep the initialisation the network was built with."""
+        if isinstance(self.init_cfg, Mapping) and self.init_cfg.get("type") == "Pretrained":
+            load_pretrained(self.net, self.init_cfg["checkpoint"], self.init_cfg.get("prefix"))
+            self._is_init = True
+        elif self.init_cfg:
+            super().init_weights()
+
+    def forward(self, inputs: torch.Tensor, label: torch.Tensor | None = None, mode: str = "tensor") -> Any:
+        """``'tensor'``: logits (B, classes). ``'loss'``: dict with the loss. ``'predict'``: one dict an image.
+
+        Raises:
+            ValueError: unknown mode, or ``'loss'`` without labels.
+        """
+        if mode == "loss":
+            if label is None:
+                raise ValueError("mode 'loss' needs labels")
+            return {"loss": self._loss(inputs, label)}
+        logits = self.net(inputs)
+        if mode == "tensor":
+            return logits
+        if mode == "predict":
+            scores = logits.float().softmax(1)
+            labels = [None] * len(scores) if label is None else label.tolist()
+            return [
+                {"pred_scores": score, "pred_label": int(top), "gt_label": truth}
+                for score, top, truth in zip(scores.cpu(), scores.argmax(1).tolist(), labels, strict=True)
+            ]
+        raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
+
+    def _loss(self, inputs: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        if self.mixup is not None:
+            inputs, soft = self.mixup(inputs, label)
+            return SoftTargetCrossEntropy()(self.net(inputs).float(), soft)
+        return F.cross_entropy(self.net(inputs).float(), label, label_smoothing=self.label_smoothing)
+
+
+def load_pretrained(
+    net: torch.nn.Module, checkpoint: str | Path, prefix: str | None = None, strict_head: bool = False
+) -> list[str]:
+    """Load a classifier's weights strictly; a head of another number of classes is left as it is, unless `strict_head`.
+
+    Returns:
+        Names that were loaded.
+
+    Raises:
+        CheckpointError: anything else is missing or of another shape.
+    """
+    state = load_state(checkpoint)
+    head = [key for key in state if key.endswith("classifier.weight")]
+    own = dict(net.state_dict()).get("classifier.weight")
+    fits = bool(head) and own is not None and state[head[0]].shape == own.shape
+    try:
+        return load_weights(net, state, prefix, skip=() if fits or strict_head else ("classifier.",))
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace("the given state dict", str(checkpoint))) from None

@@ -1,0 +1,135 @@
+"""What the tools share: arguments as in mmdet's tools, reading a config, and ending with a message and a status."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch
+from mmengine.config import Config, DictAction
+
+from prunet_zoo.errors import PrunetError
+from prunet_zoo.mm.interrupts import Interrupted, resume_command
+
+USER_ERROR = 2
+
+
+class ConfigError(PrunetError, ValueError):
+    """A config file is missing or broken, or an option does not fit it."""
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, training: bool = True) -> argparse.ArgumentParser:
+    """Add CONFIG and mmdet's flags; with ``training`` also --resume, --amp, --auto-scale-lr and --seed."""
+    parser.add_argument("config", metavar="CONFIG", help="config file (configs/...)")
+    parser.add_argument("--work-dir", metavar="D", help="where results go; default work_dirs/<config name>")
+    if training:
+        parser.add_argument("--resume", action="store_true", help="continue the run in the work directory")
+        parser.add_argument("--amp", action="store_true", help="automatic mixed precision (needs a GPU)")
+        parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate to the batch size")
+        parser.add_argument("--seed", type=int, metavar="N", help="of every random number; default 0 or the config's")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change values of the config"
+    )
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="job launcher")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
+    """Read a config file and merge ``--cfg-options`` into it.
+
+    Raises:
+        ConfigError: the file is missing, is no config, or does not take the options.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"config file {path} does not exist; see the folder configs/ for those that come along")
+    try:
+        cfg = Config.fromfile(str(path))
+    except PrunetError:
+        raise
+    except Exception as error:  # a config is Python: anything can be raised in it
+        raise ConfigError(f"config file {path} is broken: {type(error).__name__}: {_first_line(error)}") from error
+    try:
+        cfg.merge_from_dict(options or {})
+    except Exception as error:
+        raise ConfigError(f"--cfg-options do not fit {path}: {type(error).__name__}: {_first_line(error)}") from error
+    return cfg
+
+
+def config_from_args(args: argparse.Namespace) -> Config:
+    """Read the config that the arguments of `add_config_arguments` name, and apply them to it.
+
+    Raises:
+        ConfigError: see `load_config`; --amp without a GPU; --auto-scale-lr without a base batch size in the config.
+    """
+    cfg = load_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    if args.work_dir or not cfg.get("work_dir"):
+        cfg.work_dir = args.work_dir or str(Path("work_dirs") / Path(args.config).stem)
+    if "resume" not in args:
+        return cfg
+    cfg.resume = bool(args.resume)
+    seed = args.seed if args.seed is not None else cfg.get("randomness", {}).get("seed") or 0
+    cfg.randomness = {**cfg.get("randomness", {}), "seed": seed}
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise ConfigError("--amp needs a GPU that torch can use, and there is none; leave it out on CPU")
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    if args.auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            raise ConfigError(f"--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in {args.config}")
+        cfg.auto_scale_lr.enable = True
+    return cfg
+
+
+def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a tool's ``main(argv)`` and exit: 0, 2 with one line on stderr for what the user can mend, 130 or 143 for signals.
+
+    Errors of the program itself keep their traceback.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = main(argv) or 0
+    except Interrupted as stop:
+        print(f"\n{stop.message}", file=sys.stderr)
+        status = stop.status
+    except KeyboardInterrupt:
+        print(f"\nstopped at once; what was saved before is whole. Continue with:\n    {resume_command()}", file=sys.stderr)
+        status = 128 + signal.SIGINT
+    except PrunetError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        status = USER_ERROR
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        print(f"error: the disk is full{where}; free some space, then run the same command again", file=sys.stderr)
+        status = USER_ERROR
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, also of one that a dataloader's worker wrapped with its traceback."""
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
+    return text
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number, f"stopped before anything was trained. Run it again with:\n    {resume_command()}")

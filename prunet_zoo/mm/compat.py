@@ -1,0 +1,137 @@
+"""What lets MMEngine and mmdet run on a current PyTorch without a compiler; `prepare` runs on ``import prunet_zoo``.
+
+Two gaps are closed, and nothing is touched where there is no gap:
+
+- ``mmcv-lite`` has no compiled ``mmcv._ext``, so ``import mmdet.models`` fails. `provide_mmcv_ext` puts a module of that
+  name in place, with the operators of `prunet_zoo.mm.ops`; every other operator raises, when called, what to install.
+- torch ≥ 2.6 loads checkpoints with ``weights_only=True``, and those of MMEngine hold its log history and numpy numbers.
+  `allow_checkpoint_classes` allows exactly these classes. The check itself stays on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import Any, NoReturn
+
+from prunet_zoo.errors import PrunetError
+
+EXT = "mmcv._ext"
+_PROVIDED = (
+    "nms",
+    "sigmoid_focal_loss_forward",
+    "sigmoid_focal_loss_backward",
+    "get_compiler_version",
+    "get_compiling_cuda_version",
+)
+
+
+class MissingOperatorError(PrunetError, NotImplementedError):
+    """An operator of compiled mmcv was called that the substitute for ``mmcv-lite`` does not have."""
+
+
+def prepare() -> None:
+    """Close both gaps; costs a look at the import path and an import of MMEngine's logging, not of mmcv or mmdet."""
+    provide_mmcv_ext()
+    allow_checkpoint_classes()
+
+
+def provide_mmcv_ext() -> bool:
+    """Put a substitute for ``mmcv._ext`` into ``sys.modules`` if mmcv is installed without a compiled one.
+
+    mmcv itself is not imported. A compiled module is left alone, loaded or not.
+
+    Returns:
+        Whether the substitute is in place now.
+    """
+    if EXT in sys.modules:
+        return isinstance(sys.modules[EXT], SubstituteExt)
+    spec = find_spec("mmcv")
+    if spec is None or spec.submodule_search_locations is None:
+        return False
+    if PathFinder.find_spec(EXT, spec.submodule_search_locations) is not None:
+        return False
+    sys.modules[EXT] = SubstituteExt()
+    return True
+
+
+class SubstituteExt(ModuleType):
+    """Stands in for ``mmcv._ext``: has every operator name, and an implementation of the few that detectors need."""
+
+    def __init__(self) -> None:
+        super().__init__(EXT, "Substitute for mmcv's compiled operators (prunet_zoo.mm.compat).")
+        # mmcv and mmengine look for the module by its spec (importlib.util.find_spec), which must not be None
+        self.__spec__ = ModuleSpec(EXT, loader=None, origin="prunet_zoo.mm.compat")
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(f"module {EXT!r} has no attribute {name!r}")
+        if name in _PROVIDED:
+            from prunet_zoo.mm import ops
+
+            operator: Callable[..., Any] = getattr(ops, name)
+        else:
+            operator = _refusal(name)
+        setattr(self, name, operator)  # found directly from now on
+        return operator
+
+
+def _refusal(name: str) -> Callable[..., NoReturn]:
+    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+        hint = " (or set use_torchvision=True in the config's roi_layer)" if name.startswith("roi_align") else ""
+        raise MissingOperatorError(
+            f"mmcv's operator {name!r} was called, but mmcv-lite is installed, which has no compiled operators; "
+            f"prunet_zoo replaces only nms and sigmoid_focal_loss. Install full mmcv for {name!r}{hint}: "
+            "pip uninstall mmcv-lite && pip install 'mmcv>=2.0.0,<2.2.0' (needs a compiler, takes some minutes)"
+        )
+
+    refuse.__name__ = name
+    return refuse
+
+
+def allow_checkpoint_classes() -> None:
+    """Let torch's ``weights_only`` loader accept what MMEngine's checkpoints hold besides tensors.
+
+    These are `HistoryBuffer` (the values of losses and learning rates), and numpy arrays and scalars of plain numeric
+    types. A `HistoryBuffer` refers to its own statistics through ``getattr``: a function that returns these four and
+    nothing else stands in for it, so a hostile file reaches no other attribute. None of them runs code of a file.
+    """
+    import numpy as np
+    import torch
+
+    add = getattr(torch.serialization, "add_safe_globals", None)
+    if add is None:  # torch before 2.4 has no list
+        return
+    from mmengine.logging import HistoryBuffer
+
+    try:
+        from numpy._core import multiarray
+    except ImportError:  # numpy 1
+        from numpy.core import multiarray  # type: ignore[no-redef]
+
+    def history_statistic(owner: Any, name: str) -> Any:
+        if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+            raise UnpicklingError(f"a checkpoint may not refer to attribute {name!r} of {owner!r}")
+        return getattr(HistoryBuffer, name)
+
+    allowed: list[Any] = [HistoryBuffer, np.ndarray, np.dtype]
+    allowed += [type(np.dtype(kind)) for kind in ("bool", "u1", "i4", "i8", "f2", "f4", "f8")]
+    allowed.append(_renamed(history_statistic, "builtins", "getattr"))
+    for package in ("numpy._core", "numpy.core"):  # numpy 2 and numpy 1 write different names for the same function
+        for name in ("_reconstruct", "scalar"):
+            allowed.append(_renamed(getattr(multiarray, name), f"{package}.multiarray", name))
+    add(allowed)
+
+
+def _renamed(function: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
+    """A function that does what ``function`` does under the name that a pickle refers to."""
+
+    def stand_in(*args: Any) -> Any:
+        return function(*args)
+
+    stand_in.__module__, stand_in.__qualname__, stand_in.__name__ = module, name, name
+    return stand_in

@@ -1,0 +1,49 @@
+"""What a search run pays for: a latency table, read or measured, or MACs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prunet_zoo.errors import LatencyError
+from prunet_zoo.latency import LatencyTable, build_table
+from prunet_zoo.search import Cost, MacsCost
+from prunet_zoo.space import SearchSpace
+
+TABLE_FILE = "latency_table.jsonl"
+
+
+def make_cost(
+    space: SearchSpace,
+    work_dir: str,
+    type: str = "latency",
+    table: str | None = None,
+    backend: str = "onnxruntime",
+    threads: int = 1,
+    batch: int = 1,
+    dtype: str = "fp32",
+    device: str | None = None,
+) -> Cost:
+    """Return the cost of a search: the table in ``table``, or one measured here and kept in ``work_dir``.
+
+    Args:
+        space: the search space.
+        work_dir: folder of the run.
+        type: 'latency' (ms) or 'macs' (millions, no device needed).
+        table: file made by ``tools/latency.py table``; None measures one (resumable).
+        backend, threads, batch, dtype: what the search is for; a table of anything else is refused.
+        device: name of the device that the table must be of; None: this machine's.
+
+    Raises:
+        LatencyError: the table is of another space, device, backend, thread count, batch or dtype.
+    """
+    if type == "macs":
+        return MacsCost()
+    if type != "latency":
+        raise LatencyError(f"latency.type must be 'latency' or 'macs', got {type!r}")
+    wanted = {"backend": backend, "threads": threads, "batch": batch, "dtype": dtype}
+    if table is None:
+        return build_table(space, Path(work_dir) / TABLE_FILE, **wanted)
+    loaded = LatencyTable.load(table)
+    loaded.require(space=space, device=device, **wanted)
+    return loaded

@@ -1,0 +1,62 @@
+"""What tools/search.py does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
+from prunet_zoo.errors import LatencyError
+from prunet_zoo.mm.cli import ConfigError
+from prunet_zoo.mm.search_result import RESULT_FILES
+from prunet_zoo.mm.training import build_runner, close_hooks, make_robust, prepare_resume
+
+
+def set_target(cfg: Config, target: float | None, table: str | Path | None) -> None:
+    """Put ``--target-ms`` and ``--table`` into a search config.
+
+    Raises:
+        ConfigError: the config is not one of a search.
+        LatencyError: the table file does not exist.
+    """
+    loop = cfg.get("train_cfg") or {}
+    if cfg.get("runner_type") != "SuperNetRunner" or "strategy" not in loop or "latency" not in loop:
+        raise ConfigError(
+            f"{cfg.filename} is not a search config: it needs runner_type='SuperNetRunner' and a train_cfg with strategy "
+            "and latency; see configs/search/"
+        )
+    if target is not None:
+        cfg.train_cfg.strategy.target = target
+    if table is not None:
+        if not Path(table).is_file():
+            raise LatencyError(f"latency table {table} does not exist; make it with: python tools/latency.py table SPACE")
+        cfg.train_cfg.latency.table = str(table)
+
+
+def search(cfg: Config) -> dict[str, Any]:
+    """Search as the config says; returns the report (in the first process, else an empty dict).
+
+    With ``cfg.resume`` a finished search in the same work directory is not run again.
+
+    Raises:
+        PrunetError: whatever the user can mend. `Interrupted` after a signal.
+    """
+    finished = all((Path(cfg.work_dir) / name).is_file() for name in RESULT_FILES)
+    make_robust(cfg)
+    resume = bool(cfg.get("resume"))
+    prepare_resume(cfg)
+    if resume and finished:
+        return dict(json.loads((Path(cfg.work_dir) / "report.json").read_text(encoding="utf-8")))
+    if not resume and is_main_process():
+        for name in RESULT_FILES:  # results of an earlier search must not pass for those of this one
+            (Path(cfg.work_dir) / name).unlink(missing_ok=True)
+    runner = build_runner(cfg)
+    try:
+        runner.train()
+    finally:
+        close_hooks(runner)
+    path = Path(cfg.work_dir) / "report.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if is_main_process() else {}

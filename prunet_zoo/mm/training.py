@@ -1,0 +1,263 @@
+"""What tools/train.py and tools/test.py do, for classification and detection alike."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+from prunet_zoo.errors import CheckpointError
+from prunet_zoo.files import write_json
+from prunet_zoo.mm.channels import follow_spec
+from prunet_zoo.mm.checkpoint import find_resumable
+from prunet_zoo.mm.classifier import load_pretrained
+from prunet_zoo.mm.cli import ConfigError
+from prunet_zoo.mm.guard import check_work_dir, fingerprint_hash
+from prunet_zoo.mm.hooks import InterruptHook, find_net
+from prunet_zoo.mm.progress import ProgressHook
+from prunet_zoo.models import PruNetBackbone, load_state
+from prunet_zoo.models.backbone import resolve_arch
+from prunet_zoo.version import __version__
+
+METRICS = "metrics.json"
+_ROBUST_HOOKS = ("ExactResumeHook", "NonFiniteLossHook", "InterruptHook", "SaveSafetensors", "ProgressHook")
+
+
+def is_detection(cfg: Config) -> bool:
+    """Whether the config's model has a backbone of its own, as mmdet's have; else it is our classifier."""
+    return "backbone" in cfg.model
+
+
+def set_arch(cfg: Config, arch: str | Path | None) -> None:
+    """Put an architecture (``--arch``: name, spec or weights file) into the model, and channel counts that follow from it.
+
+    None keeps the config's, also as a spec, and leaves another backbone than PruNet alone. The spec itself goes into the config, so that the copy in the work directory does not depend on another file.
+    """
+    holder = cfg.model.backbone if is_detection(cfg) else cfg.model
+    arch = holder.get("arch") if arch is None else arch
+    if isinstance(arch, str | Path):
+        holder.arch = resolve_arch(arch).to_dict()
+    if is_detection(cfg):
+        cfg.model = follow_spec(cfg.model)
+
+
+def set_weights(cfg: Config, weights: str | Path | None) -> None:
+    """Start from a classifier's weights (``--weights``): the whole classifier, or a detector's backbone."""
+    if weights is None:
+        return
+    if not Path(weights).is_file():
+        raise CheckpointError(f"weights file {weights} does not exist")
+    holder = cfg.model.backbone if is_detection(cfg) else cfg.model
+    holder.pop("pretrained", None)
+    holder.pop("init_cfg", None)
+    holder.init_cfg = {"type": "Pretrained", "checkpoint": str(weights)}
+
+
+def make_data(cfg: Config) -> None:
+    """Write the built-in digit scenes where the config's data is to be them and they are missing.
+
+    The config says so by ``digit_scenes = dict(root=..., train=..., val=...)``, or by a ``data_root`` whose last folder is
+    called ``digit_scenes``.
+    """
+    wanted = cfg.get("digit_scenes")
+    roots = {str(root).rstrip("/") for root in _data_roots(cfg) if Path(root).name == "digit_scenes"}
+    if not (wanted or roots):
+        return
+    from prunet_zoo.data.scenes import ensure_scenes, write_scenes
+
+    if int(os.environ.get("RANK", 0)) != 0:  # the first process writes them; the others find them after the barrier
+        return
+    if wanted:
+        write_scenes(**dict(wanted))
+    else:
+        for root in sorted(roots):
+            ensure_scenes(root)
+
+
+def _data_roots(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        if isinstance(value.get("data_root"), str):
+            yield value["data_root"]
+        for item in value.values():
+            yield from _data_roots(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _data_roots(item)
+
+
+def make_robust(cfg: Config) -> None:
+    """Give any config, mmdet's own too, what makes a run robust: atomic checkpoints, exact resume, signals, NaN stop."""
+    hooks = cfg.setdefault("default_hooks", {})
+    saver = hooks.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 3})
+    if saver.get("type") == "CheckpointHook":
+        saver.type = "AtomicCheckpointHook"
+    custom = list(cfg.get("custom_hooks") or [])
+    present = {hook.get("type") for hook in custom if isinstance(hook, Mapping)}
+    cfg.custom_hooks = custom + [{"type": name} for name in _ROBUST_HOOKS if name not in present]
+    loop = cfg.get("train_cfg")
+    if loop is not None and (loop.get("type") == "EpochBasedTrainLoop" or loop.get("by_epoch") is True):
+        loop.pop("by_epoch", None)
+        loop.type = "ResumableEpochLoop"
+
+
+def prepare_resume(cfg: Config) -> None:
+    """Check the work directory and, with ``cfg.resume``, choose the checkpoint to go on from.
+
+    Raises:
+        TrainingError: the work directory belongs to a run of another config.
+    """
+    resume = bool(cfg.get("resume"))
+    if int(os.environ.get("RANK", 0)) == 0:
+        check_work_dir(cfg.work_dir, cfg, resume)
+    if resume:
+        newest = find_resumable(cfg.work_dir, fingerprint_hash(cfg))
+        cfg.resume, cfg.load_from = newest is not None, None if newest is None else str(newest)
+        if newest is None:
+            print_log(f"no checkpoint in {cfg.work_dir} to resume from: starting at the beginning", "current", logging.WARNING)
+
+
+def train(cfg: Config) -> dict[str, Any]:
+    """Train as the config says; returns what is written to ``metrics.json`` in the work directory.
+
+    Raises:
+        PrunetError: whatever the user can mend. `Interrupted` after a signal.
+    """
+    make_data(cfg)
+    make_robust(cfg)
+    prepare_resume(cfg)
+    runner = build_runner(cfg)
+    try:
+        runner.train()
+    finally:
+        close_hooks(runner)
+    record = describe_run(runner, dict(runner.message_hub.runtime_info))
+    if is_main_process():
+        write_json(Path(runner.work_dir) / METRICS, record)
+    return record
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The config's runner."""
+    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+
+
+def close_hooks(runner: Runner) -> None:
+    """Take away the progress bar and the signal handlers, however the run ended."""
+    for hook in runner.hooks:
+        if isinstance(hook, ProgressHook):
+            hook.close()
+        elif isinstance(hook, InterruptHook):
+            hook.signals.__exit__(None, None, None)
+
+
+def test(cfg: Config, checkpoint: str | Path) -> dict[str, Any]:
+    """Evaluate a checkpoint on the config's test data; every tensor of the model must be in it.
+
+    Args:
+        cfg: a config with ``test_dataloader`` and ``test_evaluator``.
+        checkpoint: a run's ``.pth``; for a classifier also ``.safetensors``, whose spec is then the architecture.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another model. ConfigError: the config has no test data.
+    """
+    if cfg.get("test_dataloader") is None:
+        raise ConfigError("the config has no test_dataloader, so there is nothing to test on")
+    if not Path(checkpoint).is_file():
+        raise CheckpointError(f"checkpoint {checkpoint} does not exist")
+    make_data(cfg)
+    cfg.resume, cfg.load_from = False, None
+    runner = build_runner(cfg)
+    load_strictly(runner.model, checkpoint)
+    metrics = {k: float(v) for k, v in runner.test().items() if isinstance(v, int | float)}
+    record = describe_run(runner, {"last_metrics": metrics})
+    return {**record, "checkpoint": str(checkpoint)}
+
+
+def load_strictly(model: nn.Module, checkpoint: str | Path) -> None:
+    """Load all weights of an MMEngine model (classifier or detector) from a file.
+
+    Raises:
+        CheckpointError: something is missing or does not fit; names are given.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    net = find_net(model)
+    if net is not None and not isinstance(net, PruNetBackbone):
+        load_pretrained(net, checkpoint, strict_head=True)
+        return
+    state = load_state(checkpoint)
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
+    if missing or wrong:
+        what = f"lacks {len(missing)} tensors ({', '.join(missing[:3])})" if missing else f"has other shapes ({wrong[0]})"
+        raise CheckpointError(
+            f"{checkpoint} does not fit the config's model: it {what}. Give the config (or --arch) it was trained with."
+        )
+    model.load_state_dict({name: state[name] for name in own})
+
+
+def describe_run(runner: Runner, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run: metrics, size of the network, seconds, and what is needed to make it again."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    record: dict[str, Any] = {
+        "task": "detection" if hasattr(model, "backbone") else "classification",
+        "config": runner.cfg.filename or "",
+        "metrics": info.get("last_metrics", {}),
+        "best": info.get("best_metrics", {}),
+        "seconds": round(float(info.get("seconds_trained", 0.0)), 2),
+        "params": sum(p.numel() for p in model.parameters()),
+    }
+    net = find_net(model)
+    if net is not None:
+        spec = net.spec
+        record["arch"] = {"name": spec.name, "hash": spec.hash}
+        record["input_size"] = runner.cfg.get("input_size") or spec.input_size
+        record["macs"] = network_macs(net, record["input_size"])
+        if isinstance(net, PruNetBackbone):
+            record["backbone_params"] = sum(p.numel() for p in net.parameters())
+    record.update(
+        command=shlex.join(["python", *sys.argv]),
+        device=device_name(),
+        threads=torch.get_num_threads(),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        seed=runner.seed,
+        versions={"prunet_zoo": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    )
+    return record
+
+
+def network_macs(net: nn.Module, input_size: int) -> int:
+    """Multiply-accumulates of a classifier, or of a detector's backbone up to its last level, for one image."""
+    spec: Any = net.spec
+    if not isinstance(net, PruNetBackbone):
+        return int(spec.macs(input_size))
+    last = spec.feature_levels[net.out_indices[-1]]
+    placed = (p for p in spec.placed(input_size) if (p.stage, p.index) <= (last.stage, last.block))
+    return sum(p.block.macs(p.in_channels, p.in_size) for p in placed)
+
+
+def device_name() -> str:
+    """Name of the device that the run used."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

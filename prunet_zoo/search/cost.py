@@ -1,0 +1,90 @@
+"""What a network costs, as a strategy sees it: a sum over blocks and a fixed part. Latency tables have this shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from prunet_zoo.errors import LatencyError
+from prunet_zoo.space import Choice, Encoding, SearchLayer, SearchSpace
+from prunet_zoo.spec import BlockSpec, NetSpec
+
+
+class Cost(Protocol):
+    """Additive cost of a network of one space, in ``unit``."""
+
+    unit: str
+
+    def block(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> float:
+        """Cost of one searchable block on a map of ``in_size`` (H, W)."""
+        ...
+
+    def fixed(self, space: SearchSpace) -> float:
+        """Cost of what every network of the space has: stem, tail, classifier, call overhead."""
+        ...
+
+    def __call__(self, spec: NetSpec) -> float:
+        """Cost of a whole network: `fixed` plus the sum over its searchable blocks."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Device, backend and whatever else a report should say about where the figures are from."""
+        ...
+
+
+class MacsCost:
+    """Multiply-accumulates in millions: a cost that needs no device."""
+
+    unit = "MMACs"
+
+    def block(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> float:
+        """MMACs of one block."""
+        return block.macs(in_channels, in_size) / 1e6
+
+    def fixed(self, space: SearchSpace) -> float:
+        """MMACs of stem, tail and classifier."""
+        encoding = space.largest()
+        return self(space.decode(encoding)) - sum(
+            choice_cost(self, layer, choice) for layer, choice in zip(space.layers, encoding, strict=True)
+        )
+
+    def __call__(self, spec: NetSpec) -> float:
+        """MMACs of the network at its own input size."""
+        return spec.macs() / 1e6
+
+    def describe(self) -> dict[str, Any]:
+        """No device is involved."""
+        return {"cost": "MACs computed from the spec"}
+
+
+def choice_cost(cost: Cost, layer: SearchLayer, choice: Choice) -> float:
+    """Cost of one choice in its layer (0 for skip)."""
+    return 0.0 if choice is None else cost.block(layer.block(*choice), layer.in_channels, layer.in_size)
+
+
+def space_cost(cost: Cost, space: SearchSpace, encoding: Sequence[Choice]) -> float:
+    """Cost of an encoded network."""
+    return cost.fixed(space) + sum(choice_cost(cost, la, ch) for la, ch in zip(space.layers, encoding, strict=True))
+
+
+def cost_range(cost: Cost, space: SearchSpace) -> tuple[tuple[float, Encoding], tuple[float, Encoding]]:
+    """The cheapest and the dearest network of a space: (cost, encoding) each."""
+    rows = [[(choice_cost(cost, layer, choice), choice) for choice in layer.choices()] for layer in space.layers]
+    fixed = cost.fixed(space)
+    low = [min(row, key=lambda item: item[0]) for row in rows]
+    high = [max(row, key=lambda item: item[0]) for row in rows]
+    return (
+        (fixed + sum(c for c, _ in low), tuple(ch for _, ch in low)),
+        (fixed + sum(c for c, _ in high), tuple(ch for _, ch in high)),
+    )
+
+
+def check_target(cost: Cost, space: SearchSpace, target: float) -> None:
+    """Raise `LatencyError` naming both ends when no network of the space can have cost ``target``."""
+    (fastest, _), (slowest, _) = cost_range(cost, space)
+    if not fastest <= target <= slowest:
+        side = "below the fastest" if target < fastest else "above the slowest"
+        raise LatencyError(
+            f"target {target:g} {cost.unit} is {side} network of space {space.name!r}: "
+            f"choose between {fastest:.4g} and {slowest:.4g} {cost.unit}"
+        )

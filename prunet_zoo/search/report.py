@@ -1,0 +1,166 @@
+"""report.html: the network found layer by layer, and how latency, candidates and accuracy went. One self-contained file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from prunet_zoo.space import SearchSpace
+from prunet_zoo.spec import NetSpec
+
+_COLORS = {"conv": "#8d99ae", "irb": "#2a6f97", "fused_irb": "#e07a5f"}
+
+
+def draw_network(spec: NetSpec, space: SearchSpace | None = None, encoding: list[Any] | None = None) -> Figure:
+    """Bars, one a layer: hidden width found over the greatest width of the space; removed layers stand empty."""
+    rows = _rows(spec, space, encoding)
+    fig, ax = plt.subplots(figsize=(max(6.0, 0.62 * len(rows) + 1.5), 3.8))
+    top = max((r["max"] for r in rows), default=1)
+    for x, row in enumerate(rows):
+        ax.bar(x, row["max"], color="none", edgecolor="#bbbbbb", linewidth=0.8, linestyle=":", width=0.8)
+        if row["type"] is None:
+            ax.text(x, top * 0.02, "removed", rotation=90, ha="center", va="bottom", color="#999999", fontsize=8)
+            continue
+        ax.bar(x, row["width"], color=_COLORS[row["type"]], width=0.8)
+        ax.text(x, row["width"] + top * 0.01, f"{row['width']}\nk{row['kernel']}", ha="center", va="bottom", fontsize=7)
+    labels = [f"s{r['stage']}" + (f"\n/{r['stride']}" if r["stride"] else "") for r in rows]
+    ax.set_xticks(range(len(rows)), labels, fontsize=7)
+    ax.set_ylim(0, top * 1.16)
+    ax.set_ylabel("channels (hidden width)")
+    ax.set_title(f"{spec.name}: {spec.params() / 1e6:.2f} M parameters, {spec.macs() / 1e6:.1f} MMACs", fontsize=10)
+    used = {r["type"] for r in rows} - {None}
+    ax.legend(handles=[Patch(color=_COLORS[k], label=k) for k in _COLORS if k in used], fontsize=8, loc="upper left")
+    ax.spines[["top", "right"]].set_visible(False)
+    fig.tight_layout()
+    return fig
+
+
+def _rows(spec: NetSpec, space: SearchSpace | None, encoding: list[Any] | None) -> list[dict[str, Any]]:
+    placed = iter(spec.placed())
+    rows = []
+    if space is None or encoding is None:
+        return [_row(p.stage, p.stride, p.block, p.block.hidden or p.block.out_channels) for p in placed]
+    for _ in range(sum(len(s.blocks) for s in space.stem)):
+        p = next(placed)
+        rows.append(_row(p.stage, p.stride, p.block, p.block.out_channels))
+    for layer, choice in zip(space.layers, encoding, strict=True):
+        greatest = layer.widths[-1] if layer.widths else layer.out_channels
+        if choice is None:
+            rows.append({"stage": layer.stage, "stride": None, "type": None, "width": 0, "max": greatest, "kernel": 0})
+        else:
+            p = next(placed)
+            rows.append(_row(p.stage, p.stride, p.block, greatest))
+    return rows
+
+
+def _row(stage: int, stride: int, block: Any, greatest: int) -> dict[str, Any]:
+    width = block.hidden or block.out_channels
+    return {
+        "stage": stage, "stride": stride, "type": block.type, "width": width, "max": max(greatest, width),
+        "kernel": block.kernel_size,
+    }  # fmt: skip
+
+
+def draw_history(report: dict[str, Any]) -> Figure:
+    """Expected cost against the target, candidates and depth, loss and accuracy, speed and memory, by epoch."""
+    rows, unit = report["history"], report["unit"]
+    epochs = [r["epoch"] for r in rows]
+    fig, axes = plt.subplots(2, 2, figsize=(10, 5.6), sharex=True)
+    (a, b), (c, d) = axes
+    a.plot(epochs, [r["expected"] for r in rows], marker="o", ms=3, label=f"expected, {unit}")
+    a.axhspan(0.97 * report["target"], report["target"], color="#2a9d8f", alpha=0.25, label="(0.97 T, T]")
+    a.set_title(f"expected cost and target ({unit})", fontsize=9)
+    b.step(epochs, [r["candidates"] for r in rows], where="post", label="candidate blocks left")
+    b.step(epochs, [r["depth"] for r in rows], where="post", label="layers in the likeliest network")
+    b.set_ylim(bottom=0)
+    b.set_title("what is left", fontsize=9)
+    c.plot(epochs, [r["acc"] for r in rows], marker="o", ms=3, label="weights' part")
+    held = [(r["epoch"], r["arch_acc"]) for r in rows if r.get("arch")]
+    if held:
+        c.plot(*zip(*held, strict=True), marker="o", ms=3, label="architecture's part")
+    c.set_title("top-1 of the mixture (%)", fontsize=9)
+    d.plot(epochs, [r["steps_per_s"] for r in rows], marker="o", ms=3, color="#2a6f97", label="steps/s")
+    d.set_ylim(bottom=0)
+    twin = d.twinx()
+    twin.plot(epochs, [r["peak_mb"] for r in rows], color="#e07a5f", ls="--", label="peak memory, MB")
+    twin.set_ylim(bottom=0)
+    d.set_title("speed (left) and peak memory (right, MB)", fontsize=9)
+    handles = [*d.get_lines(), *twin.get_lines()]
+    d.legend(handles, [str(h.get_label()) for h in handles], fontsize=7)
+    for ax in (a, b, c):
+        ax.legend(fontsize=7)
+    for ax in (c, d):
+        ax.set_xlabel("epoch")
+    fig.tight_layout()
+    return fig
+
+
+def figure_png(fig: Figure) -> bytes:
+    """PNG bytes of a figure, which is closed."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=110)
+    plt.close(fig)
+    return buffer.getvalue()
+
+
+def render_report(report: dict[str, Any], spec: NetSpec, space: SearchSpace) -> str:
+    """The whole report as HTML text with embedded pictures."""
+    pictures = [draw_network(spec, space, report["encoding"])]
+    if report["history"]:
+        pictures.append(draw_history(report))
+    images = "\n".join(
+        f'<p><img alt="figure" src="data:image/png;base64,{base64.b64encode(figure_png(f)).decode()}"></p>' for f in pictures
+    )
+    measured = report["measured"]
+    unit = report["unit"]
+    facts = {
+        "method": report["method"],
+        "search space": f"{report['space']['name']} ({report['space']['count']:.3g} encodings)",
+        f"target ({unit})": f"{report['target']:.4g}",
+        f"predicted ({unit})": f"{report['predicted']:.4g}",
+        "measured (ms)": "not measured on this machine" if measured is None else f"{measured['median_ms']:.4g} "
+        f"(p10 {measured['p10_ms']:.4g}, p90 {measured['p90_ms']:.4g}, n {measured['n']})",
+        "cost from": ", ".join(f"{k} {v}" for k, v in report["cost"].items()),
+        "top-1 with inherited weights (%)": "no validation data" if report["top1_inherited"] is None
+        else f"{report['top1_inherited']:.2f}",
+        "parameters": f"{report['params']:,}",
+        "MACs": f"{report['macs']:,}",
+        "seed": report["seed"],
+        "search time (s)": f"{report['seconds']:.1f}",
+    }  # fmt: skip
+    table = _table(["", ""], [[k, v] for k, v in facts.items()])
+    layers = _table(
+        ["block", "type", "kernel", "hidden", "in → out", "stride", "map"],
+        [
+            [p.name, p.block.type, p.block.kernel_size, p.block.hidden or "", f"{p.in_channels} → {p.block.out_channels}",
+             p.stride, f"{p.out_size[0]}×{p.out_size[1]}"]
+            for p in spec.placed()
+        ],
+    )  # fmt: skip
+    events = _table(
+        ["epoch", "layer", "pruned", "what", "probability"],
+        [[e["epoch"] + 1, e["layer"], e["kind"], e["what"], f"{e['probability']:.3f}"] for e in report["events"]],
+    )
+    return (
+        f"<!doctype html><html><head><meta charset='utf-8'><title>{html.escape(spec.name)}</title><style>"
+        "body{font:14px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1000px;color:#222}"
+        "table{border-collapse:collapse;margin:.6em 0}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left}"
+        f"img{{max-width:100%}}</style></head><body><h1>{html.escape(spec.name)}</h1>{table}{images}"
+        f"<h2>Layers</h2>{layers}<h2>Pruned during the search</h2>{events}</body></html>\n"
+    )
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    def line(cells: list[Any], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
+
+    return "<table>" + (line(head, "th") if any(head) else "") + "".join(line(r, "td") for r in rows) + "</table>"

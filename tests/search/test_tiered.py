@@ -1,0 +1,194 @@
+"""TieredPruning: targets, tiers, adjustment, exact continuation."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunet_zoo import load_space
+from prunet_zoo.errors import LatencyError
+from prunet_zoo.search import MacsCost, TieredPruning, cost_range, space_cost
+from prunet_zoo.search.adjust import adjust_widths
+from prunet_zoo.space import SearchSpace
+from prunet_zoo.supernet import SuperNet
+
+SPACE = SearchSpace.from_dict(
+    {
+        "name": "test",
+        "input_size": 16,
+        "stem": [{"blocks": [{"type": "conv", "out_channels": 8, "stride": 2}]}],
+        "stages": [
+            {
+                "out_channels": 16,
+                "layers": [
+                    {"stride": 2, "kernel_sizes": [3, 5], "hidden": {"step": 4, "max_expansion": 6}},
+                    {"repeat": 3, "kernel_sizes": [3, 5], "hidden": {"step": 4, "max_expansion": 6}, "skip": True},
+                ],
+            }
+        ],
+        "tail": {"out_channels": 16},
+        "num_classes": 4,
+    }
+)
+LOW, HIGH = (end[0] for end in cost_range(MacsCost(), SPACE))
+
+
+def data(n: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Four classes that differ in where the image is bright."""
+    g = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 4, (n,), generator=g)
+    x = torch.randn(n, 3, 16, 16, generator=g) * 0.3
+    for i, k in enumerate(label.tolist()):
+        x[i, :, 8 * (k // 2) : 8 * (k // 2) + 8, 8 * (k % 2) : 8 * (k % 2) + 8] += 1.0
+    return x, label
+
+
+def run(strategy: TieredPruning, net: SuperNet, epochs: range, optimizer: torch.optim.Optimizer, steps: int = 8) -> None:
+    x, label = data()
+    for epoch in epochs:
+        strategy.start_epoch(epoch)
+        for i in range(steps):
+            batch = slice(8 * (i % 8), 8 * (i % 8) + 8)
+            strategy.before_weight_step()
+            optimizer.zero_grad()
+            F.cross_entropy(net(x[batch]), label[batch]).backward()
+            optimizer.step()
+            if strategy.wants_arch_step(epoch):
+                strategy.arch_step(lambda b=batch: F.cross_entropy(net(x[b]), label[b]))
+        strategy.end_epoch(epoch)
+
+
+def fresh(target: float, epochs: int = 8, seed: int = 0, **options) -> tuple[TieredPruning, SuperNet, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    net = SuperNet(SPACE)
+    strategy = TieredPruning(target, **options)
+    strategy.setup(net, MacsCost(), epochs, seed, 8)
+    return strategy, net, torch.optim.SGD(net.weight_parameters(), lr=0.05)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9])
+def test_result_is_within_three_percent_under_the_target(share):
+    target = LOW + share * (HIGH - LOW)
+    strategy, net, optimizer = fresh(target)
+    run(strategy, net, range(8), optimizer)
+    cost = space_cost(MacsCost(), SPACE, strategy.finish())
+    assert 0.97 * target < cost <= target
+
+
+def test_expected_cost_comes_to_the_target_from_above_and_lambda_follows():
+    target = LOW + 0.2 * (HIGH - LOW)
+    strategy, net, optimizer = fresh(target, epochs=20, dual_lr=0.05)
+    start = strategy.status()["expected"]
+    run(strategy, net, range(20), optimizer)
+    end = strategy.status()["expected"]
+    assert start > 1.3 * target and end < 1.15 * target
+    assert strategy.status()["dual"] > 0
+
+
+def test_same_seed_same_network_other_target_other_network():
+    results = []
+    for target in (0.3, 0.3, 0.7):
+        strategy, net, optimizer = fresh(LOW + target * (HIGH - LOW))
+        run(strategy, net, range(8), optimizer)
+        results.append(strategy.finish())
+    assert results[0] == results[1] != results[2]
+
+
+def test_unlikely_blocks_and_decisive_skips_are_removed_with_their_optimiser_state():
+    strategy, net, optimizer = fresh(HIGH * 0.6, warmup=0.0, settle=0.0)
+    run(strategy, net, range(1), optimizer)
+    layer, gone_layer, staying = net.stochastic_layers()[1:4]
+    with torch.no_grad():
+        layer.theta["0"].fill_(-4.0)
+        gone_layer.theta["skip"].fill_(4.0)
+        staying.theta["skip"].fill_(-4.0)
+    had = len(strategy.optimizer.param_groups[0]["params"])
+    events, gone = strategy.end_epoch(1)
+    kinds = {(e.layer, e.kind) for e in events}
+    assert {(1, "block"), (2, "layer"), (3, "skip")} <= kinds
+    assert layer.options == ["1", "skip"] and gone_layer.options == [] and "skip" not in staying.options
+    assert len(strategy.optimizer.param_groups[0]["params"]) < had
+    lost = {id(p) for p in gone}
+    assert not any(id(p) in lost for p in strategy.optimizer.state)
+    assert strategy.status()["candidates"] == sum(len(la.candidates) for la in net.stochastic_layers())
+
+
+def test_theta_is_frozen_in_the_warmup():
+    strategy, _net, _ = fresh(HIGH * 0.5, epochs=10, warmup=0.3)
+    assert [strategy.wants_arch_step(e) for e in range(5)] == [False] * 3 + [True] * 2
+    strategy.start_epoch(3)
+    first = strategy.tau
+    strategy.start_epoch(9)
+    assert first == 4.0 and strategy.tau == pytest.approx(0.4)
+
+
+def test_arch_step_leaves_weights_and_their_gradients_alone():
+    strategy, net, _ = fresh(HIGH * 0.5, warmup=0.0)
+    x, label = data(8)
+    weights = [p.clone() for p in net.weight_parameters()]
+    logits = [p.clone() for p in net.arch_parameters()]
+    strategy.arch_step(lambda: F.cross_entropy(net(x), label))
+    assert all(torch.equal(a, b) for a, b in zip(weights, net.weight_parameters(), strict=True))
+    assert all(p.grad is None for p in net.weight_parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(logits, net.arch_parameters(), strict=True))
+
+
+def test_continues_exactly_from_its_state():
+    target = LOW + 0.3 * (HIGH - LOW)
+    options = {"warmup": 0.1, "settle": 0.1, "block_kappa": 0.9}
+    strategy, net, optimizer = fresh(target, epochs=10, **options)
+    run(strategy, net, range(6), optimizer)
+    saved = copy.deepcopy((strategy.state_dict(), net.state_dict()))
+    assert net.candidates_left() < 8  # something was pruned, so the structure matters
+    run(strategy, net, range(6, 10), optimizer)
+
+    other, copy_net, _ = fresh(target, epochs=10, **options)
+    other.load_state_dict(saved[0])
+    copy_net.load_state_dict(saved[1])
+    run(other, copy_net, range(6, 10), torch.optim.SGD(copy_net.weight_parameters(), lr=0.05))
+    assert other.finish() == strategy.finish()
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), copy_net.parameters(), strict=True))
+
+
+@given(st.floats(0.03, 0.97), st.integers(0, 1000), st.floats(0, 2))
+@settings(max_examples=30, deadline=None)
+def test_adjustment_reaches_the_interval_from_any_start(share, seed, price):
+    import random
+
+    target = LOW + share * (HIGH - LOW)
+    encoding = adjust_widths(SPACE, MacsCost(), SPACE.sample(random.Random(seed)), target, price)
+    assert 0.97 * target < space_cost(MacsCost(), SPACE, encoding) <= target
+
+
+def test_adjustment_keeps_candidates_when_widths_suffice_and_gives_to_the_worthier_layer():
+    found = ((0, 24), (1, 48), None, (0, 48))
+    cost = MacsCost()
+    target = space_cost(cost, SPACE, found) * 1.2
+    plain = adjust_widths(SPACE, cost, found, target, 0.5)
+    assert [c and c[0] for c in plain] == [0, 1, None, 0]
+    favoured = adjust_widths(SPACE, cost, found, target, 0.5, slopes={1: 1.0, 3: 1e-9})
+    assert favoured[1][1] > plain[1][1] and favoured[3][1] < plain[3][1]
+
+
+@pytest.mark.parametrize(("target", "words"), [(LOW * 0.5, "below the fastest"), (HIGH * 2, "above the slowest")])
+def test_impossible_target_names_both_ends(target, words):
+    with pytest.raises(LatencyError, match=words) as error:
+        fresh(target)
+    assert f"{LOW:.4g}" in str(error.value) and f"{HIGH:.4g}" in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+def test_target_must_be_a_positive_number(bad):
+    with pytest.raises(LatencyError, match="positive"):
+        TieredPruning(bad)
+
+
+def test_prunet_gpu_range_contains_both_published_networks():
+    space, cost = load_space("prunet_gpu"), MacsCost()
+    (low, _), (high, _) = cost_range(cost, space)
+    assert low < 1870.345792 < 3241.678272 < high

@@ -1,0 +1,37 @@
+"""Search an architecture: python tools/search.py CONFIG [--target-ms T] [--table FILE] [--work-dir D] [--seed N] [--resume].
+
+D ends with spec.json, weights.safetensors (spec inside), report.json and report.html.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from prunet_zoo.mm.cli import add_config_arguments, config_from_args, run_tool
+from prunet_zoo.mm.search import search, set_target
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse arguments, search, print where the result is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument("--target-ms", type=float, metavar="T", help="latency budget in milliseconds")
+    parser.add_argument("--table", metavar="FILE", help="latency table of the device (tools/latency.py table); "
+                        "without it one is measured here first")  # fmt: skip
+    args = parser.parse_args(argv)
+    cfg = config_from_args(args)
+    set_target(cfg, args.target_ms, args.table)
+    report = search(cfg)
+    if report:
+        measured = report["measured"]
+        told = f", measured {measured['median_ms']:.4g} ms" if measured else ""
+        print(
+            f"{report['name']}: target {report['target']:.4g} {report['unit']}, predicted {report['predicted']:.4g}{told}; "
+            f"see {cfg.work_dir}/report.html"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,28 @@
+"""Train a classifier or a detector: python tools/train.py CONFIG [--arch SPEC] [--weights FILE] [--work-dir D] [--resume]."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from prunet_zoo.mm.cli import add_config_arguments, config_from_args, run_tool
+from prunet_zoo.mm.training import METRICS, set_arch, set_weights, train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse arguments, train, print the result."""
+    parser = add_config_arguments(argparse.ArgumentParser(description=__doc__))
+    parser.add_argument("--arch", metavar="SPEC", help="listed name, spec (.json) or weights with their spec (.safetensors)")
+    parser.add_argument("--weights", metavar="FILE", help="classifier's weights to start from")
+    args = parser.parse_args(argv)
+    cfg = config_from_args(args)
+    set_arch(cfg, args.arch)
+    set_weights(cfg, args.weights)
+    record = train(cfg)
+    shown = ", ".join(f"{k} {v:g}" for k, v in record["metrics"].items())
+    print(f"{shown}; {record['seconds']:.0f} s; see {cfg.work_dir}/{METRICS}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
