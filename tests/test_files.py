@@ -18,7 +18,6 @@ import pytest
 from prunet_zoo.errors import PrunetError
 from prunet_zoo.files import WriteError, write_atomic, write_json
 
-
 LIGHT = "import sys; sys.modules['mmengine'] = None  # spares a child process the import of torch\n"
 
 
@@ -58,9 +57,7 @@ class FullDisk(io.FileIO):
 
 @pytest.mark.parametrize("fault", ["write", "fsync", "chmod", "replace", "mkstemp"])
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_fault_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, exists: bool
-) -> None:
+def test_a_fault_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, exists: bool) -> None:
     path = tmp_path / "spec.json"
     if exists:
         path.write_text("old")

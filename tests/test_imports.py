@@ -1,4 +1,4 @@
-"""Imports run one way, and only `registry.py` and `mm/` know MMEngine. The whole syntax tree counts, so does a function."""
+"""Imports run one way, and only `registry.py` and `mm/` know MMEngine; an import inside a function counts too."""
 
 from __future__ import annotations
 

@@ -13,7 +13,17 @@ import prunet_zoo
 from prunet_zoo import registry
 from prunet_zoo.models import PruNetBackbone
 
-CHILDREN = ["MODELS", "DATASETS", "HOOKS", "LOOPS", "METRICS", "OPTIMIZERS", "PARAM_SCHEDULERS", "RUNNERS", "TASK_UTILS"]
+CHILDREN = [
+    "MODELS",
+    "DATASETS",
+    "HOOKS",
+    "LOOPS",
+    "METRICS",
+    "OPTIMIZERS",
+    "PARAM_SCHEDULERS",
+    "RUNNERS",
+    "TASK_UTILS",
+]
 
 
 @pytest.mark.parametrize("name", CHILDREN)

@@ -147,7 +147,10 @@ def test_decode_refuses_what_a_layer_does_not_offer() -> None:
         (small([{"hidden": {"step": 0}}]), r"stages\[0\]\.layers\[0\]\.hidden\.step: .*greater than or equal to 1"),
         (small([{"hidden": {"step": 8, "max_expansion": 0.5}}]), "no multiple of step 8 between min 8 and 4"),
         (small([{}]), "'hidden' .* is required for irb and fused_irb"),
-        (small([{"kernel_sizes": [2], "hidden": {"step": 8}}]), r"kernel_sizes: kernel sizes must be odd, from 1 to 15"),
+        (
+            small([{"kernel_sizes": [2], "hidden": {"step": 8}}]),
+            r"kernel_sizes: kernel sizes must be odd, from 1 to 15",
+        ),
         (small([{"kernel_sizes": [3, 3], "hidden": {"step": 8}}]), "kernel_sizes lists a value twice"),
         (small([{"hidden": {"step": 8}, "skip": True, "stride": 2}]), "skip needs stride 1 and equal channels"),
         (

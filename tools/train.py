@@ -12,7 +12,9 @@ from prunet_zoo.mm.training import METRICS, set_arch, set_weights, train
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments, train, print the result."""
     parser = add_config_arguments(argparse.ArgumentParser(description=__doc__))
-    parser.add_argument("--arch", metavar="SPEC", help="listed name, spec (.json) or weights with their spec (.safetensors)")
+    parser.add_argument(
+        "--arch", metavar="SPEC", help="listed name, spec (.json) or weights with their spec (.safetensors)"
+    )
     parser.add_argument("--weights", metavar="FILE", help="classifier's weights to start from")
     args = parser.parse_args(argv)
     cfg = config_from_args(args)

@@ -5,10 +5,19 @@ data_root = "data/digit_scenes/"
 metainfo = dict(classes=("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"))
 backend_args = None
 
-# no flips: a mirrored 2 is not a digit
+# no flips and no turns: a mirrored 2 is not a digit, and boxes of turned digits are not tight
 train_pipeline = [
     dict(type="LoadImageFromFile", backend_args=backend_args),
     dict(type="LoadAnnotations", with_bbox=True),
+    dict(
+        type="RandomAffine",
+        max_rotate_degree=0.0,
+        max_shear_degree=0.0,
+        max_translate_ratio=0.1,
+        scaling_ratio_range=(0.8, 1.25),
+        border_val=(114, 114, 114),
+    ),
+    dict(type="PhotoMetricDistortion"),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape")),
 ]
 test_pipeline = [

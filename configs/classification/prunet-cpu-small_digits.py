@@ -7,8 +7,8 @@ _base_ = ["../_base_/default_runtime.py", "../_base_/digits.py"]
 
 model = dict(type="PruNetClassifier", arch="{{fileDirname}}/prunet-cpu-small.json", num_classes=10, label_smoothing=0.1)
 
-max_epochs = 30
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_begin=max_epochs // 2, val_interval=5)
+max_epochs = 20
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_begin=max_epochs // 2, val_interval=2)
 optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=4e-3, weight_decay=0.05))
 param_scheduler = [
     dict(type="OneCycleLR", eta_max=4e-3, total_steps=max_epochs, pct_start=0.2, convert_to_iter_based=True),

@@ -10,7 +10,7 @@ _base_ = [
 ]
 custom_imports = dict(imports=["prunet_zoo"], allow_failed_imports=False)
 
-max_epochs = 8
+max_epochs = 6
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

@@ -41,7 +41,9 @@ def imagenet(
     return create_transform(size, is_training=train, interpolation=interpolation, mean=mean, std=std, **options)
 
 
-def cifar(train: bool, size: int = 32, pad: int = 4, mean: Triple = CIFAR10_MEAN, std: Triple = CIFAR10_STD) -> Transform:
+def cifar(
+    train: bool, size: int = 32, pad: int = 4, mean: Triple = CIFAR10_MEAN, std: Triple = CIFAR10_STD
+) -> Transform:
     """Training: random crop of ``size`` px after padding by ``pad`` px, random flip. Images of another size are resized."""
     steps: list[Any] = [_ToSize(size)]
     if train:

@@ -1,12 +1,18 @@
 """The timing loop and its record.
 
-The statistic, for a machine that others use too: runs are timed one by one, in short rounds. A round that something else
-disturbed has a high median. The latency is the median over the runs of the *quieter third of the rounds*; the 10th and
-90th percentiles are over all runs, so that a record shows how disturbed its machine was. On a quiet machine the value lies
-about where the plain median does. It is not the minimum: it is what a run takes when nothing else happens.
+The statistic, for a machine that others use too: runs are timed one by one, in short rounds. A round that something
+else disturbed has a high median. The latency is the median over the runs of the *quieter third of the rounds*; the
+10th and 90th percentiles are over all runs, so that a record shows how disturbed its machine was. On a quiet machine
+the value lies about where the plain median does. It is not the minimum: it is what a run takes when nothing else
+happens.
+
+On one CPU thread a run that the system interrupted counts with its CPU time (`Session`), which is what makes networks
+of tens of milliseconds measurable on a machine with more work than cores. What another process does to shared caches
+and memory stays in the figure.
 
 Several networks that are to be compared are measured together, round by round in turn (`time_together`), so that a slow
-minute slows all of them.
+minute slows all of them. The blocks of a table are run one by one in turn (`time_in_turn`), so that each finds the
+caches as it would inside a network, filled by the others.
 """
 
 from __future__ import annotations
@@ -41,6 +47,7 @@ class Timing(Frozen):
     n: int = Field(ge=1)
     rounds: int = Field(ge=1)
     warmup_runs: int = Field(ge=0)
+    interrupted: int = Field(default=0, ge=0)  # runs that count with their CPU time
 
 
 class Record(Timing):
@@ -68,7 +75,7 @@ class Record(Timing):
         return parse(cls, data, "latency record")
 
 
-def summarise(rounds: Sequence[Sequence[float]], warmup_runs: int = 0) -> Timing:
+def summarise(rounds: Sequence[Sequence[float]], warmup_runs: int = 0, interrupted: int = 0) -> Timing:
     """Reduce runs (ms), grouped by round, to the statistic of this module."""
     if not rounds or not all(rounds):
         raise LatencyError("a latency needs at least one round with at least one run")
@@ -82,6 +89,7 @@ def summarise(rounds: Sequence[Sequence[float]], warmup_runs: int = 0) -> Timing
         n=len(everything),
         rounds=len(rounds),
         warmup_runs=warmup_runs,
+        interrupted=interrupted,
     )
 
 
@@ -112,11 +120,42 @@ def time_together(sessions: Sequence[Session], seconds: float = 0.4, min_rounds:
     warm = [warm_up(session, max_seconds=seconds / 2) for session in sessions]
     round_ms = sum(ms * _runs_per_round(ms) for ms, _ in warm) / len(warm)
     rounds = max(min_rounds, round(seconds * 1e3 / max(round_ms, 1e-4)))
+    before = [session.interrupted for session in sessions]
     times: list[list[list[float]]] = [[] for _ in sessions]
     for _ in range(rounds):
         for session, (ms, _runs), mine in zip(sessions, warm, times, strict=True):
             mine.append(session.sample(_runs_per_round(ms)))
-    return [summarise(mine, runs) for mine, (_, runs) in zip(times, warm, strict=True)]
+    return [
+        summarise(mine, runs, session.interrupted - count)
+        for session, mine, (_, runs), count in zip(sessions, times, warm, before, strict=True)
+    ]
+
+
+def time_in_turn(sessions: Sequence[Session], seconds: float = 0.06, min_passes: int = 45) -> list[Timing]:
+    """Time several sessions, a single run each in turn, for about ``seconds`` each.
+
+    Every run finds caches that the others have filled, as a block does inside a network. Sessions that disturb each
+    other for a while after a run (`Session.spins`) are timed round by round instead.
+    """
+    if any(session.spins for session in sessions):
+        return time_together(sessions, seconds)
+    warmup = 6
+    one = [session.sample(warmup)[-1] for session in sessions]
+    passes = min(5000, max(min_passes, round(seconds * 1e3 * len(sessions) / max(sum(one), 1e-4))))
+    size = max(3, passes // 20)
+    before = [session.interrupted for session in sessions]
+    times: list[list[list[float]]] = [[] for _ in sessions]
+    for _ in range(passes // size):
+        groups: list[list[float]] = [[] for _ in sessions]
+        for _ in range(size):
+            for session, group in zip(sessions, groups, strict=True):
+                group.extend(session.sample(1))
+        for mine, group in zip(times, groups, strict=True):
+            mine.append(group)
+    return [
+        summarise(mine, warmup, session.interrupted - count)
+        for session, mine, count in zip(sessions, times, before, strict=True)
+    ]
 
 
 def measure(
@@ -132,8 +171,8 @@ def measure(
     """Measure the latency of a network in eval mode.
 
     Args:
-        arch: a listed name, spec, dict, path of a spec (``.json``) or of weights (``.safetensors``), or a ready module with
-            a ``spec``. A network given without weights gets random ones of ordinary scale.
+        arch: a listed name, spec, dict, path of a spec (``.json``) or of weights (``.safetensors``), or a ready
+            module with a ``spec``. A network given without weights gets random ones of ordinary scale.
         backend: a name of `list_backends`.
         input_size: one side or (H, W), px; None takes the spec's.
         batch: images a run.

@@ -1,7 +1,8 @@
 """Small networks that show what one part of a network costs inside a network.
 
 A block run alone pays what a network pays once: the call, and a change of memory layout at its edges. So a block is run
-between a cheap 1×1 convolution from one channel and a global pooling, and the same pair without the block is subtracted.
+between a cheap 1×1 convolution from one channel and a global pooling, and the same pair without the block is
+subtracted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Pool(nn.Module):
 
 
 class Probe(nn.Sequential):
-    """[1×1 convolution from one channel] → part under test → [global pooling]. ``in_shape`` is (C, H, W) of its input."""
+    """[1×1 convolution from one channel] → part under test → [pooling]; takes (B, *in_shape)."""
 
     def __init__(self, *layers: nn.Module, in_shape: tuple[int, int, int]) -> None:
         super().__init__(*layers)

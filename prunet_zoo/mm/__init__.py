@@ -18,6 +18,9 @@ from prunet_zoo.mm import (  # noqa: E402  (register)
     metrics,  # noqa: F401
     optim,  # noqa: F401
     progress,  # noqa: F401
+    runner,  # noqa: F401
+    search_loop,  # noqa: F401
+    supernet_model,  # noqa: F401
 )
 
 channels.install()

@@ -26,9 +26,9 @@ class PruNet(PruNetBackbone, BaseModule):
         arch: listed name, path of a spec (``.json``) or of weights (``.safetensors``, spec inside), dict or `NetSpec`.
         out_indices: feature levels by stride: 0 is stride 2, 1 is stride 4, …
         frozen_stages, norm_cfg, norm_eval, with_cp, drop_path_rate: see `PruNetBackbone`.
-        init_cfg: as in MMEngine. ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is strict here: every tensor of the
-            backbone must be in the checkpoint (a classifier's, a detector's or a backbone's; ``prefix`` is found when
-            not given), else it raises.
+        init_cfg: as in MMEngine. ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is strict here: every tensor of
+            the backbone must be in the checkpoint (a classifier's, a detector's or a backbone's; ``prefix`` is found
+            when not given), else it raises.
 
     Raises:
         UnknownNameError, SpecError: a bad argument; the message says what is allowed.

@@ -2,7 +2,7 @@
 
 `install` wraps the build function of MMEngine's ``MODELS`` registries. When a model's config has a backbone of type
 PruNet, its neck gets the channels of the requested levels, whether ``in_channels`` is missing or inherited from the
-config of another backbone. mmdet stays as it is. `follow_spec` does the same to a whole config, for tools that write it.
+config of another backbone. mmdet stays as it is. `follow_spec` does the same to a config that a tool is to write.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _with_channels(cfg: Any, registry: Registry) -> Any:
     spec = resolve_arch(plain(backbone["arch"]))
     channels = spec.channels(tuple(backbone.get("out_indices", _DEFAULT_OUT_INDICES)))
     new = copy.copy(first)
-    new["in_channels"] = form(channels)  # type: ignore[index]
+    new["in_channels"] = form(channels)
     filled = copy.copy(cfg)
     filled["neck"] = type(neck)([new, *neck[1:]]) if isinstance(neck, list | tuple) else new  # type: ignore[index]
     return filled

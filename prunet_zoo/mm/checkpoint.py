@@ -132,7 +132,9 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 def find_resumable(
-    work_dir: str | Path, config_hash: str | None = None, patterns: Sequence[str] = ("epoch_*.pth", "iter_*.pth", INTERRUPTED)
+    work_dir: str | Path,
+    config_hash: str | None = None,
+    patterns: Sequence[str] = ("epoch_*.pth", "iter_*.pth", INTERRUPTED),
 ) -> Path | None:
     """The newest checkpoint in ``work_dir`` that is whole; damaged ones are skipped, which is said in the log.
 

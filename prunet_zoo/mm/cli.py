@@ -104,7 +104,10 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
         print(f"\n{stop.message}", file=sys.stderr)
         status = stop.status
     except KeyboardInterrupt:
-        print(f"\nstopped at once; what was saved before is whole. Continue with:\n    {resume_command()}", file=sys.stderr)
+        print(
+            f"\nstopped at once; what was saved before is whole. Continue with:\n    {resume_command()}",
+            file=sys.stderr,
+        )
         status = 128 + signal.SIGINT
     except PrunetError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

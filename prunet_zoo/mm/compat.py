@@ -2,9 +2,9 @@
 
 Two gaps are closed, and nothing is touched where there is no gap:
 
-- ``mmcv-lite`` has no compiled ``mmcv._ext``, so ``import mmdet.models`` fails. `provide_mmcv_ext` puts a module of that
-  name in place, with the operators of `prunet_zoo.mm.ops`; every other operator raises, when called, what to install.
-- torch ≥ 2.6 loads checkpoints with ``weights_only=True``, and those of MMEngine hold its log history and numpy numbers.
+- ``mmcv-lite`` has no compiled ``mmcv._ext``, so ``import mmdet.models`` fails. `provide_mmcv_ext` puts a module of
+  that name in place, with the operators of `prunet_zoo.mm.ops`; every other one says, when called, what to install.
+- torch ≥ 2.6 loads checkpoints with ``weights_only=True``; those of MMEngine hold its log history and numpy numbers.
   `allow_checkpoint_classes` allows exactly these classes. The check itself stays on.
 """
 
@@ -97,8 +97,9 @@ def allow_checkpoint_classes() -> None:
     """Let torch's ``weights_only`` loader accept what MMEngine's checkpoints hold besides tensors.
 
     These are `HistoryBuffer` (the values of losses and learning rates), and numpy arrays and scalars of plain numeric
-    types. A `HistoryBuffer` refers to its own statistics through ``getattr``: a function that returns these four and
-    nothing else stands in for it, so a hostile file reaches no other attribute. None of them runs code of a file.
+    types. A `HistoryBuffer` refers to its statistics, and a one-cycle schedule to its annealing function, through
+    ``getattr``: a function that returns these few and nothing else stands in for it, so a hostile file reaches no other
+    attribute. None of them runs code of a file.
     """
     import numpy as np
     import torch
@@ -107,20 +108,32 @@ def allow_checkpoint_classes() -> None:
     if add is None:  # torch before 2.4 has no list
         return
     from mmengine.logging import HistoryBuffer
+    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
     try:
         from numpy._core import multiarray
     except ImportError:  # numpy 1
         from numpy.core import multiarray  # type: ignore[no-redef]
 
-    def history_statistic(owner: Any, name: str) -> Any:
-        if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+    def one_cycle(*args: Any) -> NoReturn:
+        raise UnpicklingError("a checkpoint may name OneCycleParamScheduler, but not make one")
+
+    attributes: dict[Any, tuple[type, tuple[str, ...]]] = {
+        HistoryBuffer: (HistoryBuffer, ("min", "max", "current", "mean")),
+        one_cycle: (OneCycleParamScheduler, ("_annealing_cos", "_annealing_linear")),
+    }
+
+    def few_attributes(owner: Any, name: str) -> Any:
+        cls, names = attributes.get(owner, (None, ())) if callable(owner) else (None, ())
+        if name not in names:
             raise UnpicklingError(f"a checkpoint may not refer to attribute {name!r} of {owner!r}")
-        return getattr(HistoryBuffer, name)
+        return getattr(cls, name)
 
     allowed: list[Any] = [HistoryBuffer, np.ndarray, np.dtype]
     allowed += [type(np.dtype(kind)) for kind in ("bool", "u1", "i4", "i8", "f2", "f4", "f8")]
-    allowed.append(_renamed(history_statistic, "builtins", "getattr"))
+    allowed.append(_renamed(few_attributes, "builtins", "getattr"))
+    cls = OneCycleParamScheduler
+    allowed.append(_named(one_cycle, cls.__module__, cls.__qualname__))
     for package in ("numpy._core", "numpy.core"):  # numpy 2 and numpy 1 write different names for the same function
         for name in ("_reconstruct", "scalar"):
             allowed.append(_renamed(getattr(multiarray, name), f"{package}.multiarray", name))
@@ -133,5 +146,9 @@ def _renamed(function: Callable[..., Any], module: str, name: str) -> Callable[.
     def stand_in(*args: Any) -> Any:
         return function(*args)
 
-    stand_in.__module__, stand_in.__qualname__, stand_in.__name__ = module, name, name
-    return stand_in
+    return _named(stand_in, module, name)
+
+
+def _named(function: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
+    function.__module__, function.__qualname__, function.__name__ = module, name, name
+    return function

@@ -182,7 +182,9 @@ class InterruptHook(Hook):
         self.signals.__exit__(None, None, None)
         last = runner.message_hub.runtime_info.get("last_ckpt")
         saved = f"The state is saved in {last}." if last else "Nothing had been saved yet: it will start anew."
-        message = f"stopped after {done} of {runner.max_iters} iterations. {saved} Continue with:\n    {resume_command()}"
+        message = (
+            f"stopped after {done} of {runner.max_iters} iterations. {saved} Continue with:\n    {resume_command()}"
+        )
         raise Interrupted(signum, message)
 
 
@@ -239,7 +241,9 @@ class SaveSafetensors(Hook):
             wanted = (getattr(saver, "save_best", None) or ["auto"])[0]
             name = next(iter(metrics)) if wanted == "auto" else wanted
         if name not in metrics:
-            raise TrainingError(f"the best weights are chosen by {name!r}, but the evaluation gives {', '.join(metrics)}")
+            raise TrainingError(
+                f"the best weights are chosen by {name!r}, but the evaluation gives {', '.join(metrics)}"
+            )
         return name
 
     @staticmethod

@@ -59,7 +59,9 @@ class StopSignals:
             raise KeyboardInterrupt
         self.requested = number
         name = signal.Signals(number).name
-        print(f"\n{name}: finishing the current step, then saving; press Ctrl-C (again) to end at once.", file=sys.stderr)
+        print(
+            f"\n{name}: finishing the current step, then saving; press Ctrl-C (again) to end at once.", file=sys.stderr
+        )
 
 
 def resume_command(argv: Sequence[str] | None = None) -> str:

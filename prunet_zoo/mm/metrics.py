@@ -39,5 +39,7 @@ class TopKAccuracy(BaseMetric):
         """Percent of images for each k."""
         classes = results[0][1]
         return {
-            f"top{k}": 100.0 * sum(better < k for better, _ in results) / len(results) for k in self.topk if k <= classes
+            f"top{k}": 100.0 * sum(better < k for better, _ in results) / len(results)
+            for k in self.topk
+            if k <= classes
         }

@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import Any
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -60,7 +61,7 @@ class ProgressHook(Hook):
     ) -> None:
         if self._progress is not None:
             loss = (outputs or {}).get("loss")
-            plain = "" if loss is None else f"loss {float(loss):.4f}"
+            plain = f"loss {float(loss.detach()):.4f}" if isinstance(loss, torch.Tensor) else ""
             state = runner.message_hub.runtime_info.get("progress", plain)
             epoch = f"epoch {runner.epoch + 1}/{runner.max_epochs}"
             self._progress.update(self._task, completed=runner.iter + 1, description=epoch, state=state)

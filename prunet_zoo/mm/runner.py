@@ -12,7 +12,6 @@ from mmengine.runner import Runner
 
 from prunet_zoo.errors import CheckpointError
 from prunet_zoo.mm.search_loop import SearchLoop
-from prunet_zoo.mm.search_result import write_result
 from prunet_zoo.registry import HOOKS, RUNNERS, register
 from prunet_zoo.supernet import drop_parameters
 
@@ -58,6 +57,8 @@ class SuperNetRunner(Runner):
 
     def train(self) -> nn.Module:
         """Search; returns the super-network as it stands at the end."""
+        from prunet_zoo.mm.search_result import write_result  # pictures and backends: not with `import prunet_zoo`
+
         loop = self.build_train_loop(self._train_loop)
         if not isinstance(loop, SearchLoop):
             raise TypeError(f"SuperNetRunner needs train_cfg.type='SearchLoop', got {type(loop).__name__}")

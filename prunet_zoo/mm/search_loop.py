@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from prunet_zoo.errors import DataError, TrainingError
 from prunet_zoo.mm.epoch_loop import ResumableEpochLoop, skip_batches
-from prunet_zoo.mm.latency_cost import make_cost
 from prunet_zoo.mm.supernet_model import SuperNetClassifier, average_buffers, average_gradients
 from prunet_zoo.registry import LOOPS, TASK_UTILS, register
 from prunet_zoo.search import Cost, SearchStrategy, TieredPruning
@@ -76,6 +75,8 @@ class SearchLoop(ResumableEpochLoop):
 
     def prepare(self) -> None:
         """Load or measure the latency table and bind the strategy (before weights are loaded or resumed)."""
+        from prunet_zoo.mm.latency_cost import make_cost  # imports backends: not with `import prunet_zoo`
+
         self.cost: Cost = make_cost(self.supernet.space, self.runner.work_dir, **self.latency_cfg)
         self.strategy.setup(self.supernet, self.cost, self.max_epochs, self.runner.seed, len(self.dataloader))
 

@@ -53,7 +53,17 @@ def set_arch(cfg: Config, arch: str | Path | None) -> None:
     if isinstance(arch, str | Path):
         holder.arch = resolve_arch(arch).to_dict()
     if is_detection(cfg):
+        if cfg.get("default_scope") == "mmdet":
+            _register_mmdet()  # which necks take in_channels is known of registered ones alone
         cfg.model = follow_spec(cfg.model)
+
+
+def _register_mmdet() -> None:
+    try:
+        from mmdet.utils import register_all_modules
+    except ImportError as error:
+        raise ConfigError(f"the config is mmdet's, which cannot be imported ({error}); pip install 'prunet-zoo[mm]'") from None
+    register_all_modules(init_default_scope=False)
 
 
 def set_weights(cfg: Config, weights: str | Path | None) -> None:
@@ -128,7 +138,9 @@ def prepare_resume(cfg: Config) -> None:
         newest = find_resumable(cfg.work_dir, fingerprint_hash(cfg))
         cfg.resume, cfg.load_from = newest is not None, None if newest is None else str(newest)
         if newest is None:
-            print_log(f"no checkpoint in {cfg.work_dir} to resume from: starting at the beginning", "current", logging.WARNING)
+            print_log(
+                f"no checkpoint in {cfg.work_dir} to resume from: starting at the beginning", "current", logging.WARNING
+            )
 
 
 def train(cfg: Config) -> dict[str, Any]:
@@ -204,7 +216,9 @@ def load_strictly(model: nn.Module, checkpoint: str | Path) -> None:
     missing = [name for name in own if name not in state]
     wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
     if missing or wrong:
-        what = f"lacks {len(missing)} tensors ({', '.join(missing[:3])})" if missing else f"has other shapes ({wrong[0]})"
+        what = (
+            f"lacks {len(missing)} tensors ({', '.join(missing[:3])})" if missing else f"has other shapes ({wrong[0]})"
+        )
         raise CheckpointError(
             f"{checkpoint} does not fit the config's model: it {what}. Give the config (or --arch) it was trained with."
         )

@@ -7,9 +7,10 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,8 +44,9 @@ def export_onnx(
 ) -> bytes:
     """Export ``module`` in eval mode to ONNX with one float32 input ``input`` of fixed shape.
 
-    torch's TorchScript-based exporter is tried first: it takes tens of milliseconds where the torch.export-based one takes
-    seconds, and a latency table exports hundreds of blocks. The latter is the fallback for releases without the former.
+    torch's TorchScript-based exporter is tried first: it takes tens of milliseconds where the torch.export-based one
+    takes seconds, and a latency table exports hundreds of blocks. The latter is the fallback for releases without the
+    former.
 
     Args:
         module: takes one tensor, returns one or several.
@@ -67,7 +69,9 @@ def export_onnx(
         try:
             data = exporter(ready, example, opset)
         except Exception as error:  # an exporter may fail in any way (absent, unsupported op, missing onnxscript)
-            reasons.append(f"{exporter.__name__.removeprefix('_export_')}: {type(error).__name__}: {error}".splitlines()[0])
+            reasons.append(
+                f"{exporter.__name__.removeprefix('_export_')}: {type(error).__name__}: {error}".splitlines()[0]
+            )
             continue
         if path is not None:
             write_atomic(path, data)
@@ -79,24 +83,24 @@ def export_onnx(
 
 
 def _export_torchscript(module: nn.Module, example: torch.Tensor, opset: int) -> bytes:
-    # torch 2.4 has no argument `dynamo`; from 2.9 its default is True
-    extra = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-    buffer = io.BytesIO()
+    options: dict[str, Any] = {"input_names": ["input"], "opset_version": opset}
+    if "dynamo" in inspect.signature(torch.onnx.export).parameters:  # not in torch 2.4; True by default from 2.9
+        options["dynamo"] = False
+    buffer: Any = io.BytesIO()
     with _quiet(), torch.no_grad():
-        torch.onnx.export(module, (example,), buffer, input_names=["input"], opset_version=opset, **extra)
-    return buffer.getvalue()
+        torch.onnx.export(module, (example,), buffer, **options)
+    return bytes(buffer.getvalue())
 
 
 def _export_dynamo(module: nn.Module, example: torch.Tensor, opset: int) -> bytes:
-    if "dynamo" in inspect.signature(torch.onnx.export).parameters:
-        export: Callable[..., torch.onnx.ONNXProgram] = torch.onnx.export
-        options = {"dynamo": True, "input_names": ["input"], "opset_version": max(opset, 18), "verbose": False}
-        with _quiet():
-            program = export(module, (example,), **options)
-    else:
-        with _quiet():
-            program = torch.onnx.dynamo_export(module, example)  # torch 2.4
-    return program.model_proto.SerializeToString()
+    onnx: Any = torch.onnx
+    with _quiet():
+        if "dynamo" in inspect.signature(onnx.export).parameters:
+            options = {"dynamo": True, "input_names": ["input"], "opset_version": max(opset, 18), "verbose": False}
+            program = onnx.export(module, (example,), **options)
+        else:
+            program = onnx.dynamo_export(module, example)  # torch 2.4
+    return bytes(program.model_proto.SerializeToString())
 
 
 @contextmanager

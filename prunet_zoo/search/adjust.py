@@ -19,15 +19,13 @@ def adjust_widths(
     found: Sequence[Choice],
     target: float,
     price: float,
-    slopes: Mapping[int, float] | None = None,
     preference: Mapping[tuple[int, int | None], float] | None = None,
 ) -> Encoding:
     """Return the architecture near ``found`` whose cost is in (0.97·target, target]. Rules are ours.
 
-    The worth of width d in a layer is taken as s·d*·ln(d/d*): concave, with slope s (loss per channel) at the found width
-    d*. At the search's equilibrium the slope is what a channel costs at the price that the dual variable has reached,
-    s = price · c'(d*) / target; a measured slope replaces that, within a factor of 4 of it. A grouped knapsack then takes
-    the widths of greatest total worth. Only where widths alone cannot reach the interval are other candidates and skips
+    The search leaves every width d* where one channel more is worth what it costs: at the price that the dual variable has
+    reached, s = price · c'(d*) / target of loss per channel. So the worth of width d is taken as s·d*·ln(d/d*): concave,
+    with slope s at d*. A grouped knapsack then takes the widths of greatest total worth. Only where widths alone cannot reach the interval are other candidates and skips
     admitted, those that the search preferred first.
 
     Args:
@@ -36,7 +34,6 @@ def adjust_widths(
         found: the search's choice in every layer.
         target: T, in the unit of ``cost``.
         price: the dual variable λ of log(cost / T).
-        slopes: measured loss reduction per channel, by layer index.
         preference: log-probability of each option (layer, candidate or None) at the end of the search.
 
     Raises:
@@ -44,9 +41,7 @@ def adjust_widths(
     """
     fixed = cost.fixed(space)
     budget, lowest = target - fixed, LOWEST * target - fixed
-    groups = [
-        _width_options(space, cost, i, choice, target, price, (slopes or {}).get(i)) for i, choice in enumerate(found)
-    ]
+    groups = [_width_options(space, cost, i, choice, target, price) for i, choice in enumerate(found)]
     encoding = _solve(groups, budget, lowest)
     if encoding is not None:
         return encoding
@@ -72,7 +67,7 @@ def _solve(groups: list[list[Option]], budget: float, lowest: float) -> Encoding
 
 
 def _width_options(
-    space: SearchSpace, cost: Cost, index: int, choice: Choice, target: float, price: float, slope: float | None
+    space: SearchSpace, cost: Cost, index: int, choice: Choice, target: float, price: float
 ) -> list[Option]:
     """The found candidate at every width of its grid; a skipped layer stays skipped."""
     layer = space.layers[index]
@@ -84,8 +79,7 @@ def _width_options(
         return [Option((candidate, widths[0]), 0.0, choice_cost(cost, layer, (candidate, widths[0])))]
     costs = [choice_cost(cost, layer, (candidate, w)) for w in widths]
     marginal = max((costs[-1] - costs[0]) / (widths[-1] - widths[0]), 1e-9)
-    equilibrium = max(price, 1e-3) * marginal / target
-    s = equilibrium if slope is None else min(max(slope, equilibrium / 4), equilibrium * 4)
+    s = max(price, 1e-3) * marginal / target
     return [Option((candidate, w), s * found * math.log(w / found), c) for w, c in zip(widths, costs, strict=True)]
 
 
@@ -110,6 +104,6 @@ def _all_options(
             continue
         penalty = 10 * scale * (preference.get((index, c), lowest) - 1)
         middle = layer.candidate_widths(c)[len(layer.candidate_widths(c)) // 2]
-        other = _width_options(space, cost, index, (c, middle), target, price, None)
+        other = _width_options(space, cost, index, (c, middle), target, price)
         options += [o._replace(worth=o.worth + penalty) for o in other]
     return options

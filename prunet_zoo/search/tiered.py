@@ -32,7 +32,8 @@ class TieredPruning(SearchStrategy):
         tau: Gumbel-softmax temperature at the start and the end of the architecture's learning (geometric annealing).
         lr: learning rate of Adam on the architecture's logits.
         dual_lr: step of λ per unit of log(E[cost] / T).
-        damping: weight of the quadratic penalty ½·max(0, log(E[cost] / T))² that keeps the dual ascent from swinging.
+        damping: weight of the quadratic term ½·log(E[cost] / T)², which keeps the dual ascent from swinging and the search
+            near the cost that the network will be given in the end.
         block_kappa: an option under block_kappa / n (n options left in the layer) is removed (tier 2).
         layer_threshold: a layer whose skip is likelier than this is removed (tier 3).
         settle: share of the architecture's epochs before anything is removed.
@@ -109,7 +110,7 @@ class TieredPruning(SearchStrategy):
         ce = loss()
         expected = self.supernet.expected_cost(self._block_cost, self.fixed)
         excess = (expected / self.target).log()
-        penalty = self.dual * excess + 0.5 * self.damping * excess.clamp(min=0) ** 2
+        penalty = self.dual * excess + 0.5 * self.damping * excess**2
         # the weights' gradients of this pass are not wanted: differentiate by the architecture alone
         grads = torch.autograd.grad(ce.float() + penalty, parameters, allow_unused=True)
         for parameter, grad in zip(parameters, grads, strict=True):
@@ -124,12 +125,13 @@ class TieredPruning(SearchStrategy):
         return {"arch_loss": float(ce.detach()), "expected": self.expected, "dual": self.dual}
 
     def _move_windows(self) -> None:
-        for _, _, block in self._prunodes():
+        for layer, name, block in self._prunodes():
             logits = block.width_logits
-            assert logits is not None and block.window is not None
-            grad = None if logits.grad is None else 0.5 * float(logits.grad[1] - logits.grad[0])
+            assert logits is not None and logits.grad is not None and block.window is not None
+            if not layer.ran(name):
+                continue  # only the cost spoke in this step
             p_large = float(logits.detach().softmax(0)[1])
-            if block.window.observe(p_large, grad):
+            if block.window.observe(p_large, float(logits.grad[1])):
                 with torch.no_grad():
                     logits.zero_()
                 self.optimizer.state.pop(logits, None)
@@ -167,23 +169,13 @@ class TieredPruning(SearchStrategy):
     def finish(self) -> Encoding:
         """The likeliest architecture with its widths adjusted into (0.97 T, T]."""
         found = self.supernet.best()
-        slopes: dict[int, float] = {}
         preference: dict[tuple[int, int | None], float] = {}
-        for index, (layer, choice) in enumerate(zip(self.supernet.stochastic_layers(), found, strict=True)):
+        for index, layer in enumerate(self.supernet.stochastic_layers()):
             if len(layer.options):
                 logp = layer.probabilities().detach().log().cpu().tolist()
                 for name, value in zip(layer.options, logp, strict=True):
                     preference[index, None if name == SKIP else int(name)] = value
-            if choice is not None:
-                slope = self._measured_slope(layer, choice[0])
-                if slope is not None:
-                    slopes[index] = slope
-        return adjust_widths(self.supernet.space, self.cost, found, self.target, self.dual, slopes, preference)
-
-    def _measured_slope(self, layer: StochasticLayer, candidate: int) -> float | None:
-        """Loss reduction per hidden channel that the width logits' gradients showed, or None without evidence."""
-        block = layer.blocks()[str(candidate)]
-        return None if block.window is None else block.window.slope()
+        return adjust_widths(self.supernet.space, self.cost, found, self.target, self.dual, preference)
 
     def status(self) -> dict[str, float]:
         """Expected cost, target, λ, τ, candidates left, depth."""

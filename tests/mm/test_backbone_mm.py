@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS as ROOT_MODELS
 
 import prunet_zoo
@@ -108,7 +109,8 @@ def classifier_state() -> dict[str, torch.Tensor]:
 def test_every_tensor_arrives(tmp_path: Path, prefix: str, wrapped: bool, given: str | None) -> None:
     state = {prefix + name: tensor for name, tensor in classifier_state().items()}
     path = tmp_path / "w.pth"
-    torch.save({"state_dict": state, "meta": {"epoch": 3}} if wrapped else state, path)
+    hub = {"log_scalars": {"train/loss": HistoryBuffer([1.0, 0.5], [1, 1])}}  # as in a run's checkpoint
+    torch.save({"state_dict": state, "meta": {"epoch": 3}, "message_hub": hub} if wrapped else state, path)
     init_cfg = {"type": "Pretrained", "checkpoint": str(path), "prefix": given}
     backbone = ROOT_MODELS.build({"type": "PruNet", "arch": TINY, "out_indices": (1, 2), "init_cfg": init_cfg})
     backbone.init_weights()
@@ -129,11 +131,13 @@ def test_safetensors_arrive(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_raise(tmp_path: Path) -> None:
     state = classifier_state()
     lacking = {k: v for k, v in state.items() if "stages.1" not in k}
-    other = {k: v for k, v in state.items()} | {"stages.0.0.conv.conv.weight": torch.ones(9, 3, 3, 3)}
+    other = dict(state) | {"stages.0.0.conv.conv.weight": torch.ones(9, 3, 3, 3)}
     cases = [(lacking, "lacks"), (other, "another shape"), ({"x": torch.ones(1)}, "no tensor")]
     for number, (content, message) in enumerate(cases):
         torch.save(content, tmp_path / f"{number}.pth")
-        backbone = PruNet(TINY, init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / f"{number}.pth")}, out_indices=(1,))
+        backbone = PruNet(
+            TINY, init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / f"{number}.pth")}, out_indices=(1,)
+        )
         with pytest.raises(CheckpointError, match=message):
             backbone.init_weights()
     for wrong, message in [
@@ -170,7 +174,9 @@ def test_bad_arguments(options, message: str) -> None:
 
 
 def detector(neck, **backbone) -> ConfigDict:
-    return ConfigDict(type="Any", backbone={"type": "PruNet", "arch": TINY, "out_indices": (1, 2, 3), **backbone}, neck=neck)
+    return ConfigDict(
+        type="Any", backbone={"type": "PruNet", "arch": TINY, "out_indices": (1, 2, 3), **backbone}, neck=neck
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,17 +199,25 @@ def test_neck_follows_the_spec(neck, expected) -> None:
 
 
 def test_neck_follows_out_indices_nesting_and_lists() -> None:
-    nested = ConfigDict(type="SemiBase", detector=detector([{"type": "FPN", "in_channels": [1]}, {"type": "BFP", "in_channels": 8}]))
+    nested = ConfigDict(
+        type="SemiBase", detector=detector([{"type": "FPN", "in_channels": [1]}, {"type": "BFP", "in_channels": 8}])
+    )
     filled = follow_spec(nested)
     assert filled.detector.neck[0].in_channels == [12, 16, 24]
     assert filled.detector.neck[1].in_channels == 8
     assert nested.detector.neck[0].in_channels == [1]
     assert follow_spec(detector({"type": "FPN"}, out_indices=(2,)), scope="mmdet").neck.in_channels == [16]
-    assert follow_spec(Config({"model": detector({"type": "FPN", "in_channels": [1]})}).model).neck.in_channels == [12, 16, 24]
+    assert follow_spec(Config({"model": detector({"type": "FPN", "in_channels": [1]})}).model).neck.in_channels == [
+        12,
+        16,
+        24,
+    ]
 
 
 def test_others_are_left_alone() -> None:
-    resnet = ConfigDict(type="Any", backbone={"type": "ResNet", "depth": 50}, neck={"type": "FPN", "in_channels": [1, 2]})
+    resnet = ConfigDict(
+        type="Any", backbone={"type": "ResNet", "depth": 50}, neck={"type": "FPN", "in_channels": [1, 2]}
+    )
     assert follow_spec(resnet) == resnet
     without = ConfigDict(type="Any", backbone={"type": "PruNet", "arch": TINY}, head={"type": "X"})
     assert follow_spec(without) == without

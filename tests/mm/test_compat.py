@@ -158,14 +158,25 @@ def test_without_mmcv_nothing_is_put_in_place(monkeypatch: pytest.MonkeyPatch) -
 
 def test_checkpoint_of_mmengine_loads_with_the_check_on(tmp_path: Path) -> None:
     from mmengine.logging import HistoryBuffer
+    from mmengine.optim import OneCycleLR
 
     buffer = HistoryBuffer()
     for value in (1.0, 2, 0.5):
         buffer.update(value)
-    kept = {"log": buffer, "f32": np.float32(1.5), "i64": np.int64(7), "array": np.arange(3.0), "flag": np.bool_(True)}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    schedule = OneCycleLR(optimizer, eta_max=1.0, total_steps=5).state_dict()
+    kept = {
+        "schedule": schedule,
+        "log": buffer,
+        "f32": np.float32(1.5),
+        "i64": np.int64(7),
+        "array": np.arange(3.0),
+        "flag": np.bool_(True),
+    }
     torch.save({"state_dict": {"w": torch.ones(2)}, "message_hub": kept}, tmp_path / "a.pth")
     loaded = torch.load(tmp_path / "a.pth", weights_only=True)["message_hub"]
     assert loaded["log"].mean() == buffer.mean()
+    assert loaded["schedule"]["anneal_func"] is schedule["anneal_func"]
     assert loaded["f32"] == np.float32(1.5)
     assert loaded["array"].tolist() == [0.0, 1.0, 2.0]
 
@@ -182,8 +193,11 @@ class _Calls:
 
 def _hostile() -> list[_Calls]:
     from mmengine.logging import HistoryBuffer
+    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
     return [
+        _Calls(getattr, OneCycleParamScheduler, "__init__"),
+        _Calls(OneCycleParamScheduler, None),
         _Calls(os.getcwd),
         _Calls(getattr, "text", "join"),
         _Calls(getattr, HistoryBuffer, "__init__"),
@@ -191,7 +205,7 @@ def _hostile() -> list[_Calls]:
     ]
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(6))
 def test_everything_else_stays_forbidden(tmp_path: Path, index: int) -> None:
     torch.save({"x": _hostile()[index]}, tmp_path / "b.pth")
     with pytest.raises(UnpicklingError):

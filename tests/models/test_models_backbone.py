@@ -170,8 +170,16 @@ def test_norm_cfg_reaches_every_norm(cfg: dict[str, Any]) -> None:
         ({"out_indices": ()}, SpecError, r"out_indices must be increasing and not empty, got \(\)"),
         ({"out_indices": (2, 1)}, SpecError, r"out_indices must be increasing .* got \(2, 1\)"),
         ({"out_indices": (1, 1)}, SpecError, r"out_indices must be increasing"),
-        ({"out_indices": (1, 3)}, SpecError, r"out_indices .* does not exist; levels are 0: stride 2, 1: stride 4, 2: stride 8"),
-        ({"out_indices": (-1,)}, SpecError, r"out_indices .* does not exist; levels are 0: stride 2, 1: stride 4, 2: stride 8"),
+        (
+            {"out_indices": (1, 3)},
+            SpecError,
+            r"out_indices .* does not exist; levels are 0: stride 2, 1: stride 4, 2: stride 8",
+        ),
+        (
+            {"out_indices": (-1,)},
+            SpecError,
+            r"out_indices .* does not exist; levels are 0: stride 2, 1: stride 4, 2: stride 8",
+        ),
         ({"out_indices": (1,), "frozen_stages": 2}, SpecError, "frozen_stages must be from -1 to"),
         ({"out_indices": (1,), "frozen_stages": -2}, SpecError, "frozen_stages must be from -1 to"),
         ({"arch": "prunet_p2"}, UnknownNameError, "did you mean .*prunet_p"),

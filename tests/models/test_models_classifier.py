@@ -93,7 +93,7 @@ def test_num_classes_zero_gives_features() -> None:
 
 def test_num_classes_defaults_to_the_spec() -> None:
     assert create_model(SMALL).num_classes == 5
-    with pytest.raises(SpecError, match="num_classes: .*greater than or equal to 0"):
+    with pytest.raises(SpecError, match=r"num_classes: .*greater than or equal to 0"):
         create_model(SMALL, num_classes=-1)
 
 

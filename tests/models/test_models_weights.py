@@ -118,7 +118,7 @@ def test_every_tensor_must_be_there(model: PruNetClassifier) -> None:
         load_weights(fresh, state)
     with pytest.raises(CheckpointError, match="no tensor in the given state dict fits with prefix"):
         load_weights(fresh, {"other." + k: v for k, v in model.state_dict().items()})
-    with pytest.raises(CheckpointError, match="no tensor in .* fits with prefix 'encoder.'"):
+    with pytest.raises(CheckpointError, match=r"no tensor in .* fits with prefix 'encoder\.'"):
         load_weights(fresh, model.state_dict(), prefix="encoder.")
     with pytest.raises(CheckpointError, match="no tensor in"):
         load_weights(fresh, {})
@@ -203,9 +203,7 @@ def test_files_without_tensors_are_refused(tmp_path: Path) -> None:
             load_state(path)
 
 
-def test_full_disk_keeps_the_old_weights(
-    model: PruNetClassifier, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_keeps_the_old_weights(model: PruNetClassifier, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = file.read_bytes()
 
     def no_space(_fd: int) -> None:

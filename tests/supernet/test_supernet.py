@@ -178,15 +178,15 @@ class _FullWindow(WidthWindow):
 
 def test_expected_cost_is_the_cost_of_a_decided_network():
     net, cost = SuperNet(small_space()), MacsCost()
-    encoding = net.best()
+    encoding = []
     with torch.no_grad():
-        for layer, choice in zip(net.stochastic_layers(), encoding, strict=True):
-            name = SKIP if choice is None else str(choice[0])
+        for layer, take_large in zip(net.stochastic_layers(), (True, False, True), strict=True):
+            name = list(layer.candidates)[-1]
             layer.theta[name].fill_(60.0)
-            for block in layer.blocks().values():
-                if block.width_logits is not None:
-                    block.width_logits.copy_(torch.tensor([0.0, 60.0] if block.window.final() == block.window.large else [60.0, 0.0]))
-    expected = float(net.expected_cost(cost.block, cost.fixed(net.space)))
+            block = layer.candidates[name]
+            block.width_logits.copy_(torch.tensor([0.0, 60.0] if take_large else [60.0, 0.0]))
+            encoding.append((int(name), block.window.large if take_large else block.window.small))
+        expected = float(net.expected_cost(cost.block, cost.fixed(net.space)))
     assert expected == pytest.approx(space_cost(cost, net.space, encoding), rel=1e-5)
     assert expected == pytest.approx(cost(net.space.decode(encoding)), rel=1e-5)
 

@@ -15,7 +15,6 @@ from torch import nn
 
 from prunet_zoo.errors import LatencyError
 
-
 INTERRUPTION_NS = 2000  # an interrupt and the switch to another process take longer; the clocks differ by less
 
 
@@ -37,15 +36,18 @@ class Session:
 
     Args:
         run: one run, complete when it returns.
-        in_thread: whether the calling thread alone does the work. Then a run that the operating system interrupted is known
-            by its wall time exceeding its CPU time, and counts with the latter: the time it had the processor.
+        in_thread: whether the calling thread alone does the work. Then a run that the operating system interrupted is
+            known by its wall time exceeding its CPU time, and counts with the latter: the time it had the processor.
+        spins: whether the session keeps threads of its own busy for a while after a run, so that sessions disturb
+            each other when they are run in turn.
 
-    ``interrupted`` counts such runs.
+    ``interrupted`` counts the runs that were.
     """
 
-    def __init__(self, run: Callable[[], object], in_thread: bool = False) -> None:
+    def __init__(self, run: Callable[[], object], in_thread: bool = False, spins: bool = False) -> None:
         self.run = run
         self.in_thread = in_thread
+        self.spins = spins
         self.interrupted = 0
 
     def sample(self, n: int) -> list[float]:

@@ -44,4 +44,4 @@ class OnnxRuntime(Backend):
             session.run_with_iobinding(binding)
             return binding
 
-        return Session(run, in_thread=setting.threads == 1)
+        return Session(run, in_thread=setting.threads == 1, spins=setting.threads > 1)

@@ -1,0 +1,26 @@
+"""ImageNet-1k in folders: data/imagenet/train/<class>/, data/imagenet/val/<class>/. timm's transforms at 224 px."""
+
+data_root = "data/imagenet"
+# published: --aa rand-m9-mstd0.5 --remode pixel --reprob 0.2 --crop-pct 0.875 --img-size 224. Bicubic is ours.
+transform = dict(type="imagenet", size=224, crop_pct=0.875, auto_augment="rand-m9-mstd0.5", re_prob=0.2)
+
+train_dataloader = dict(
+    batch_size=256,  # published: -b 256 on each of 8 GPUs
+    num_workers=8,
+    persistent_workers=True,
+    pin_memory=True,
+    drop_last=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    collate_fn=dict(type="default_collate"),
+    dataset=dict(type="ImageFolderDataset", data_root=data_root, split="train", transform=transform),
+)
+val_dataloader = dict(
+    batch_size=256,
+    num_workers=8,
+    persistent_workers=True,
+    pin_memory=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    collate_fn=dict(type="default_collate"),
+    dataset=dict(type="ImageFolderDataset", data_root=data_root, split="val", transform=transform),
+)
+test_dataloader = val_dataloader

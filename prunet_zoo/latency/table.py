@@ -1,0 +1,241 @@
+"""LatencyTable: what each block of a search space costs on one device, looked up.
+
+A table holds each distinct (block, input channels, map size) of a space, with hidden widths on a coarse grid; between
+them it interpolates linearly on a curve that is made non-decreasing (isotonic regression). The whole-network
+`Correction` is included in every figure that it gives. It is the cost function of a search: ``table(spec)`` in ms,
+exactly ``table.fixed(spec) + Σ table.block(...)``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from prunet_zoo.errors import LatencyError, describe_validation
+from prunet_zoo.latency.backends import get_backend
+from prunet_zoo.latency.correction import Correction, NetworkParts
+from prunet_zoo.latency.tablefile import Header, check_same, read_table
+from prunet_zoo.space import SearchSpace
+from prunet_zoo.spec import BlockSpec, NetSpec, parse, stable_hash
+
+Shape = tuple[int, tuple[int, int]]  # input channels, (H, W) of the map before the block
+
+
+def template_key(block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> str:
+    """A stable name of a block without its hidden width, in its place; what does not change latency is left out."""
+    data = block.to_dict()
+    data.pop("hidden", None)
+    data.pop("bn_eps", None)
+    if block.pad == block.kernel_size // 2:
+        data.pop("padding", None)
+    inside = ",".join(f"{k}={data[k]}" for k in sorted(data))
+    return f"{inside}|{in_channels}x{in_size[0]}x{in_size[1]}"
+
+
+class Curve:
+    """Latency over hidden width: measured points, made non-decreasing, with straight lines between."""
+
+    def __init__(self, points: dict[int, float]) -> None:
+        from scipy.optimize import isotonic_regression  # takes a while to import
+
+        self.widths = sorted(points)
+        measured = np.array([max(0.0, points[w]) for w in self.widths])
+        self.ms: list[float] = [float(v) for v in isotonic_regression(measured).x]
+
+    def __call__(self, width: int) -> float | None:
+        """Latency in ms at ``width``; None outside of what was measured."""
+        if not self.widths[0] <= width <= self.widths[-1]:
+            return None
+        i = bisect_left(self.widths, width)
+        if self.widths[i] == width:
+            return self.ms[i]
+        low, high = self.widths[i - 1], self.widths[i]
+        share = (width - low) / (high - low)
+        return self.ms[i - 1] * (1 - share) + self.ms[i] * share
+
+
+class LatencyTable:
+    """Latencies of the blocks of one space on one device, backend and setting. Make one with `load` or `build_table`.
+
+    Args:
+        header: what was measured, on what.
+        entries: the lines after the header.
+        path: the file it came from, for messages.
+    """
+
+    unit = "ms"
+
+    def __init__(self, header: Header, entries: Iterable[dict[str, Any]], path: str | Path = "(in memory)") -> None:
+        self.header = header
+        self.path = Path(path)
+        self.space = header.search_space()
+        self.points: dict[str, dict[int, float]] = {}
+        self.parts: dict[str, float] = {}
+        self.networks: dict[tuple[Any, ...], float] = {}
+        self.correction: Correction | None = None
+        self.add(entries)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatencyTable:
+        """Read a finished table.
+
+        Raises:
+            LatencyError: the file is missing, damaged, or a build of it was interrupted.
+        """
+        header, entries, _ = read_table(path)
+        table = cls(header, entries, path)
+        if table.correction is None:
+            raise LatencyError(
+                f"latency table {path} is unfinished; go on with the same command that began it: "
+                f"python tools/latency.py table {header.space_name} --out {path} --backend {header.backend} "
+                f"--threads {header.threads}"
+            )
+        return table
+
+    def add(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Take in entries (lines of the file); a later one replaces an earlier one of the same key."""
+        for entry in entries:
+            try:
+                self._add(entry)
+            except (KeyError, TypeError, ValueError) as error:
+                raise LatencyError(
+                    f"latency table {self.path}: damaged entry {entry} ({error}); delete that line"
+                ) from None
+        self._curves: dict[str, Curve] = {}
+        self._cache: dict[tuple[BlockSpec, int, tuple[int, int]], float] = {}
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        kind = entry["kind"]
+        if kind == "block":
+            block = parse(BlockSpec, entry["block"], "block")
+            h, w = entry["in_size"]
+            key = template_key(block, int(entry["in_channels"]), (int(h), int(w)))
+            self.points.setdefault(key, {})[block.hidden or 0] = float(entry["ms"])
+        elif kind == "fixed":
+            self.parts[str(entry["part"])] = float(entry["ms"])
+        elif kind == "network":
+            encoding = tuple(None if c is None else (int(c[0]), int(c[1])) for c in entry["encoding"])
+            self.networks[encoding] = float(entry["ms"])
+        elif kind == "correction":
+            try:
+                self.correction = Correction.model_validate({k: v for k, v in entry.items() if k != "kind"})
+            except ValidationError as error:
+                raise describe_validation(error, "correction") from None
+        else:
+            raise ValueError(f"unknown kind {kind!r}")
+
+    def has(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> bool:
+        """Whether this very block was measured."""
+        return (block.hidden or 0) in self.points.get(template_key(block, in_channels, in_size), {})
+
+    def raw(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> float:
+        """Latency of a block's probe in ms, before correction.
+
+        Raises:
+            LatencyError: the table does not hold the block, or its width lies outside of what was measured.
+        """
+        key = template_key(block, in_channels, in_size)
+        if key not in self._curves:
+            if key not in self.points:
+                raise LatencyError(
+                    f"latency table {self.path} (space {self.header.space_name!r}) has no block {block.to_dict()} for "
+                    f"{in_channels} channels of {in_size[0]}×{in_size[1]} px; is the network from another space?"
+                )
+            self._curves[key] = Curve(self.points[key])
+        curve = self._curves[key]
+        value = curve(block.hidden or 0)
+        if value is None:
+            raise LatencyError(
+                f"latency table {self.path}: hidden width {block.hidden} of {block.to_dict()} is outside of what was "
+                f"measured, {curve.widths[0]} to {curve.widths[-1]}"
+            )
+        return value
+
+    def block(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> float:
+        """Latency in ms that a block adds to a network, correction included; errors as in `raw`."""
+        key = (block, in_channels, in_size)
+        if key not in self._cache:
+            correction = self.correction or Correction()
+            self._cache[key] = correction.block(self.raw(*key), block.params(in_channels))
+        return self._cache[key]
+
+    def fixed(self, network: SearchSpace | NetSpec) -> float:
+        """Latency in ms of all that a search cannot change: the call, stem, tail and classifier.
+
+        Raises:
+            LatencyError: ``network`` has another stem, tail, input or number of classes than the table's space.
+        """
+        stem = network.stem if isinstance(network, SearchSpace) else network.stages[: len(self.space.stem)]
+        if stem != self.space.stem:
+            raise LatencyError(f"{network.name!r} has another stem than space {self.space.name!r} of {self.path}")
+        for field in ("input_size", "in_channels", "tail", "num_classes"):
+            mine, other = getattr(self.space, field), getattr(network, field)
+            if mine != other:
+                raise LatencyError(
+                    f"{network.name!r} has {field} {other}, latency table {self.path} was measured for {mine}; "
+                    "build a table for the space with that value"
+                )
+        return (self.correction or Correction()).fixed * self._fixed_raw()
+
+    def _fixed_raw(self) -> float:
+        missing = {"stem", "tail"} - set(self.parts)
+        if missing:
+            raise LatencyError(
+                f"latency table {self.path} lacks the {' and '.join(sorted(missing))}; go on building it"
+            )
+        return self.parts["stem"] + self.parts["tail"]
+
+    def __call__(self, spec: NetSpec) -> float:
+        """Predicted latency of a network of the space in ms; raises `LatencyError` for any other network."""
+        return self.fixed(spec) + sum(self.block(*place) for place in self._searchable(spec))
+
+    def _searchable(self, spec: NetSpec) -> list[tuple[BlockSpec, int, tuple[int, int]]]:
+        return [(p.block, p.in_channels, p.in_size) for p in spec.placed() if p.stage >= len(self.space.stem)]
+
+    def parts_of(self, encoding: Sequence[tuple[int, int] | None], measured_ms: float) -> NetworkParts:
+        """The sums over a network that its correction is fitted on."""
+        blocks = self._searchable(self.space.decode(encoding))
+        return NetworkParts(
+            blocks_ms=sum(self.raw(*place) for place in blocks),
+            fixed_ms=self._fixed_raw(),
+            blocks=len(blocks),
+            params=sum(block.params(channels) for block, channels, _ in blocks),
+            measured_ms=measured_ms,
+        )
+
+    def require(self, space: SearchSpace | None = None, device: str | None = None, **asked: Any) -> None:
+        """Check that the table is of what it is wanted for.
+
+        Args:
+            space: the space it must be of; None: any.
+            device: the device it must be of; None: this machine's.
+            asked: other fields of the header (``backend``, ``threads``, ``dtype``, ``batch``, ``accelerator``).
+
+        Raises:
+            LatencyError: naming both sides.
+        """
+        if space is not None:
+            check_same(self.path, self.header, {"space_hash": space.hash})
+        check_same(self.path, self.header, asked)
+        if device is None:
+            device = get_backend(self.header.backend).device_name(self.header.accelerator)
+        check_same(self.path, self.header, {"device": device})
+
+    def describe(self) -> dict[str, Any]:
+        """Device, backend, setting and accuracy, for reports."""
+        data = self.header.model_dump(mode="json", exclude={"kind", "space", "format"})
+        correction = (self.correction or Correction()).to_dict()
+        blocks = sum(len(points) for points in self.points.values())
+        return {**data, "unit": self.unit, "blocks": blocks, "correction": correction, "path": str(self.path)}
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits over everything that a lookup depends on: reports and resumed searches compare it."""
+        correction = (self.correction or Correction()).to_dict()
+        points = {k: sorted(v.items()) for k, v in self.points.items()}
+        return stable_hash([self.header.space_hash, points, self.parts, correction])

@@ -1,0 +1,137 @@
+"""The file of a latency table: JSON lines, appended as they are measured.
+
+The first line is the header (what was measured, on what). Then one line an entry:
+
+    {"kind": "block", "block": {…}, "in_channels": 32, "in_size": [8, 8], "ms": 0.0042, …}
+    {"kind": "fixed", "part": "stem", "ms": 0.0051, …}
+    {"kind": "network", "encoding": [[0, 64], null, …], "ms": 0.0935, …}
+    {"kind": "correction", "scale": 1.02, …}
+
+An interrupted append leaves a last line that is cut short: it is dropped, and cut off before the next append.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from prunet_zoo.errors import LatencyError, describe_validation
+from prunet_zoo.files import WriteError, write_atomic
+from prunet_zoo.space import SearchSpace
+from prunet_zoo.spec import Frozen
+
+FORMAT = 1
+
+
+class Header(Frozen):
+    """What a table is of. All fields but ``date`` and the name must agree where a table is resumed."""
+
+    kind: Literal["header"] = "header"
+    format: Literal[1] = 1
+    device: str
+    accelerator: str
+    backend: str
+    backend_version: str
+    dtype: str
+    batch: int
+    threads: int
+    space_name: str
+    space_hash: str
+    input_size: tuple[int, int]
+    date: str
+    space: dict[str, Any]
+
+    def search_space(self) -> SearchSpace:
+        """The space whose blocks the table holds."""
+        return SearchSpace.from_dict(self.space)
+
+
+def read_table(path: str | Path) -> tuple[Header, list[dict[str, Any]], int]:
+    """Read a table's file.
+
+    Returns:
+        (header, entries, bytes up to the end of the last whole line).
+
+    Raises:
+        LatencyError: missing, not a table, of another format, or damaged before its last line.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise LatencyError(
+            f"latency table {path} cannot be read ({error.strerror or error}); "
+            f"build it: python tools/latency.py table SPACE --out {path}"
+        ) from None
+    *lines, rest = raw.split(b"\n")  # what follows the last line end was cut short
+    end = len(raw) - len(rest)
+    rows = [_parse_line(path, number, line) for number, line in enumerate(lines, 1)]
+    if not rows or rows[0].get("kind") != "header":
+        raise LatencyError(f"{path} is not a latency table: its first line is no header; give another file")
+    if rows[0].get("format") != FORMAT:
+        raise LatencyError(f"{path} has format {rows[0].get('format')!r}, this version reads {FORMAT}; build it again")
+    try:
+        header = Header.model_validate(rows[0])
+    except ValidationError as error:
+        raise LatencyError(str(describe_validation(error, f"header of latency table {path}"))) from None
+    return header, rows[1:], end
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or "kind" not in row:
+        raise LatencyError(f"{path}, line {number} is damaged; delete it and build the table again to fill the gap")
+    return row
+
+
+def start_table(path: str | Path, header: Header) -> None:
+    """Write a new table with nothing but its header."""
+    write_atomic(path, json.dumps(header.model_dump(mode="json"), ensure_ascii=False) + "\n")
+
+
+def append(path: str | Path, rows: Iterable[dict[str, Any]], end: int) -> int:
+    """Append ``rows`` after byte ``end``, flushed to the disk; returns the new end.
+
+    Raises:
+        WriteError: the disk is full; the file holds what it held before.
+    """
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    try:
+        with open(path, "r+b") as file:
+            try:
+                file.truncate(end)
+                file.seek(end)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(path, end)
+                raise
+    except OSError as error:
+        raise WriteError(
+            f"cannot append to latency table {path}: {error.strerror or error}. What was measured before is kept; "
+            "free some space and run the same command again to go on."
+        ) from error
+    return end + len(data)
+
+
+def check_same(path: str | Path, header: Header, asked: dict[str, Any]) -> None:
+    """Raise `LatencyError` naming both sides when ``asked`` (fields of the header) differs from the table."""
+    for field, value in asked.items():
+        mine = getattr(header, field)
+        if mine != value:
+            name = field.replace("_", " ")
+            if field == "space_hash":
+                mine = f"{mine} ({header.space_name})"
+            raise LatencyError(
+                f"latency table {path} is of {name} {mine!r}, but {name} {value!r} is asked for; "
+                "give the table that fits, or another file name to build one"
+            )

@@ -1,0 +1,291 @@
+"""Tables: what is measured, what is looked up, what survives an interruption, what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunet_zoo.errors import LatencyError
+from prunet_zoo.files import WriteError
+from prunet_zoo.latency import Effort, LatencyTable, build_table
+from prunet_zoo.latency.build import coarse, plan_blocks, plan_networks
+from prunet_zoo.latency.correction import NetworkParts, fit_correction
+from prunet_zoo.latency.probes import random_network
+from prunet_zoo.latency.table import Curve, template_key
+from prunet_zoo.latency.tablefile import append, read_table
+from prunet_zoo.space import load_space
+from prunet_zoo.spec import BlockSpec
+
+
+def _samples(space, n=20):
+    rng = random.Random(3)
+    return [space.decode(space.sample(rng)) for _ in range(n)]
+
+
+def test_a_table_finds_an_additive_cost_again(space, make_backend, effort, table_file):
+    backend = make_backend()
+    table = build_table(space, table_file, backend, effort=effort)
+    with backend.environment(None):
+        for encoding in (space.largest(), *(space.sample(random.Random(i)) for i in range(20))):
+            truth = backend.prepare(random_network(space, encoding), (1, 3, 16, 16), None).ms
+            assert table(space.decode(encoding)) == pytest.approx(truth, rel=2e-3)
+    assert table.correction.worst_error < 5e-3
+
+
+def test_prediction_is_exactly_fixed_plus_blocks(space, make_backend, effort, table_file):
+    table = build_table(space, table_file, make_backend(), effort=effort)
+    for spec in _samples(space):
+        blocks = [p for p in spec.placed() if p.stage >= len(space.stem)]
+        total = table.fixed(spec) + sum(table.block(p.block, p.in_channels, p.in_size) for p in blocks)
+        assert table(spec) == total
+        assert table.fixed(spec) == table.fixed(space) > 0
+
+
+def test_file_round_trip(space, make_backend, effort, table_file):
+    built = build_table(space, table_file, make_backend(), effort=effort)
+    loaded = LatencyTable.load(table_file)
+    assert loaded.hash == built.hash
+    assert [loaded(s) for s in _samples(space)] == [built(s) for s in _samples(space)]
+    about = loaded.describe()
+    assert (about["device"], about["backend"], about["threads"], about["unit"]) == ("fake device", "fake", 1, "ms")
+    json.dumps(about)
+    lines = table_file.read_text().splitlines()
+    assert json.loads(lines[0])["kind"] == "header"
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, space, make_backend, effort):
+    path = tmp_path_factory.mktemp("finished") / "table.jsonl"
+    table = build_table(space, path, make_backend(), effort=effort)
+    return path.read_bytes(), [table(s) for s in _samples(space)]
+
+
+def test_every_choice_of_shipped_spaces_is_planned_once():
+    for name in ("prunet_cpu_small", "prunet_gpu"):
+        space = load_space(name)
+        items = [i for group in plan_blocks(space, Effort()) for i in group]
+        assert len(set(items)) == len(items)
+        planned = {}
+        for item in items:
+            planned.setdefault(template_key(*item), set()).add(item.block.hidden or 0)
+        for layer in space.layers:
+            for c in range(len(layer.candidates)):
+                widths = layer.candidate_widths(c)
+                key = template_key(layer.block(c, widths[0]), layer.in_channels, layer.in_size)
+                assert {widths[0], widths[-1]} <= planned[key]
+        assert len(set(plan_networks(space, 16))) == 16
+
+
+def test_coarse_keeps_both_ends_and_small_grids(effort):
+    assert coarse((8, 16, 24), effort) == (8, 16, 24)
+    assert coarse(tuple(range(32, 5633, 32)), effort) == (32, 1888, 3776, 5632)
+
+
+def test_measured_again_nothing_is_prepared(space, make_backend, effort, table_file):
+    first = make_backend()
+    build_table(space, table_file, first, effort=effort)
+    before = table_file.read_bytes()
+    second = make_backend()
+    seen = []
+    build_table(space, table_file, second, effort=effort, progress=lambda done, total, what: seen.append((done, total)))
+    assert first.prepared
+    assert second.prepared == []
+    assert table_file.read_bytes() == before
+    assert seen == [(0, 0)]
+
+
+def test_resume_measures_only_what_is_missing(space, make_backend, effort, table_file):
+    whole = make_backend()
+    expected = build_table(space, table_file.with_name("whole.jsonl"), whole, effort=effort)
+    cut = make_backend(fail_after=len(whole.prepared) // 2)
+    with pytest.raises(KeyboardInterrupt):
+        build_table(space, table_file, cut, effort=effort)
+    kept = table_file.read_bytes()
+    assert kept.count(b"\n") > 2
+    rest = make_backend()
+    table = build_table(space, table_file, rest, effort=effort)
+    assert table_file.read_bytes().startswith(kept)
+    assert 0 < len(rest.prepared) < len(whole.prepared)
+    assert [table(s) for s in _samples(space)] == [expected(s) for s in _samples(space)]
+    keys = [json.dumps([r.get("block"), r.get("in_channels"), r.get("in_size"), r.get("part"), r.get("encoding")])
+            for r in map(json.loads, table_file.read_text().splitlines())]  # fmt: skip
+    assert len(set(keys[1:-1])) == len(keys[1:-1])  # no entry measured twice
+
+
+@settings(max_examples=15, deadline=None)
+@given(share=st.floats(0.0, 1.0))
+def test_a_file_cut_anywhere_is_gone_on_with(tmp_path_factory, finished, space, make_backend, effort, share):
+    raw, samples = finished
+    header = raw.index(b"\n") + 1
+    cut = header + round(share * (len(raw) - header))
+    path = tmp_path_factory.mktemp("cut") / "table.jsonl"
+    path.write_bytes(raw[:cut])
+    table = build_table(space, path, make_backend(), effort=effort)
+    assert [table(s) for s in _samples(space)] == samples
+    whole_lines = raw[: raw.rfind(b"\n", 0, cut) + 1]
+    assert path.read_bytes().startswith(whole_lines)
+    assert LatencyTable.load(path).hash == table.hash
+
+
+def test_torn_last_line_is_dropped_but_damage_inside_is_an_error(space, make_backend, effort, table_file):
+    build_table(space, table_file, make_backend(), effort=effort)
+    whole = table_file.read_bytes()
+    table_file.write_bytes(whole + b'{"kind": "block", "blo')
+    _, entries, end = read_table(table_file)
+    assert end == len(whole)
+    assert len(entries) == whole.count(b"\n") - 1
+    assert LatencyTable.load(table_file).correction is not None
+    lines = whole.split(b"\n")
+    table_file.write_bytes(b"\n".join([*lines[:3], lines[3][:20], *lines[4:]]))
+    with pytest.raises(LatencyError, match=r"line 4 is damaged"):
+        LatencyTable.load(table_file)
+
+
+def test_unfinished_missing_and_foreign_files_are_refused(space, make_backend, effort, table_file, tmp_path):
+    with pytest.raises(LatencyError, match=r"build it: python tools/latency.py table"):
+        LatencyTable.load(tmp_path / "none.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        build_table(space, table_file, make_backend(fail_after=8), effort=effort)
+    with pytest.raises(LatencyError, match=r"unfinished; go on with the same command"):
+        LatencyTable.load(table_file)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"a": 1}\n')
+    with pytest.raises(LatencyError, match="no header"):
+        LatencyTable.load(other)
+    other.write_text("")
+    with pytest.raises(LatencyError, match="no header"):
+        build_table(space, other, make_backend(), effort=effort)
+    row = json.loads(table_file.read_text().splitlines()[0])
+    other.write_text(json.dumps({**row, "format": 99}) + "\n")
+    with pytest.raises(LatencyError, match="format 99"):
+        LatencyTable.load(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "sides"),
+    [
+        ({"device": "another device"}, ("fake device", "another device")),
+        ({"version": "2"}, ("'1'", "'2'")),
+        ({"threads": 2}, ("threads 1", "threads 2")),
+        ({"batch": 4}, ("batch 1", "batch 4")),
+        ({"dtype": "fp16"}, ("fp32", "fp16")),
+        ({"classes": 7}, ("space hash",)),
+        ({"backend": "torch"}, ("fake", "torch")),
+    ],
+)
+def test_resume_refuses_another_setting_and_names_both_sides(space, make_backend, effort, table_file, change, sides):
+    build_table(space, table_file, make_backend(), effort=effort)
+    before = table_file.read_bytes()
+    backend = make_backend(change.get("device", "fake device"), change.get("version", "1"))
+    options = {k: v for k, v in change.items() if k in ("threads", "batch", "dtype")}
+    if "classes" in change:
+        space = space.replace(num_classes=change["classes"])
+    if "backend" in change:
+        backend.name = "torch"
+    with pytest.raises(LatencyError) as error:
+        build_table(space, table_file, backend, effort=effort, **options)
+    assert all(side in str(error.value) for side in sides)
+    assert table_file.read_bytes() == before
+
+
+def test_require_names_both_sides(space, make_backend, effort, table_file):
+    table = build_table(space, table_file, make_backend(), effort=effort)
+    table.require(space, backend="fake", threads=1, device="fake device")
+    with pytest.raises(LatencyError, match=r"backend 'fake', but backend 'onnxruntime' is asked for"):
+        table.require(space, backend="onnxruntime", device="fake device")
+    with pytest.raises(LatencyError, match=rf"space hash '{space.hash} \(tiny\)'"):
+        table.require(load_space("prunet_cpu_small"), device="fake device")
+    with pytest.raises(LatencyError, match=r"device 'fake device', but device 'GPU' is asked for"):
+        table.require(space, device="GPU")
+
+
+def test_require_takes_this_machine_by_default(space, make_backend, effort, table_file):
+    backend = make_backend()
+    backend.name = "torch"
+    table = build_table(space, table_file, backend, effort=effort)
+    with pytest.raises(LatencyError, match="device 'fake device', but device"):
+        table.require(space)
+
+
+def test_lookup_of_what_is_not_there(space, make_backend, effort, table_file):
+    table = build_table(space, table_file, make_backend(), effort=effort)
+    with pytest.raises(LatencyError, match=r"has no block .*'kernel_size': 7"):
+        table.block(BlockSpec(type="irb", out_channels=8, kernel_size=7, hidden=16), 8, (4, 4))
+    with pytest.raises(LatencyError, match=r"hidden width 4000 .* outside of what was measured, 2 to 48"):
+        table.block(BlockSpec(type="irb", out_channels=8, hidden=4000), 8, (4, 4))
+    with pytest.raises(LatencyError, match="another stem"):
+        table(load_space("prunet_cpu_small").decode(load_space("prunet_cpu_small").largest()))
+    with pytest.raises(LatencyError, match=r"input_size 32, .* was measured for 16"):
+        table(space.replace(input_size=32).decode(space.largest()))
+
+
+def test_lookups_never_fall_with_width(space, make_backend, effort, table_file):
+    """Noise that makes a wider block faster does not reach the search."""
+    build_table(space, table_file, make_backend(), effort=effort)
+    rows = [json.loads(line) for line in table_file.read_text().splitlines()]
+    rng = random.Random(0)
+    for row in rows:
+        if row["kind"] == "block":
+            row["ms"] += rng.uniform(-0.02, 0.02)
+    table_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = LatencyTable.load(table_file)
+    for layer in space.layers:
+        for c in range(len(layer.candidates)):
+            widths = layer.candidate_widths(c)
+            ms = [table.block(layer.block(c, w), layer.in_channels, layer.in_size) for w in widths]
+            assert ms == sorted(ms)
+            assert ms[0] >= 0
+
+
+@given(st.dictionaries(st.integers(1, 10_000), st.floats(-1, 100), min_size=1, max_size=12), st.data())
+@settings(deadline=None)
+def test_curve_is_non_decreasing_and_stays_within_its_points(points, data):
+    curve = Curve(points)
+    low, high = min(points), max(points)
+    a, b = sorted(data.draw(st.tuples(st.integers(low, high), st.integers(low, high))))
+    assert curve(a) <= curve(b) + 1e-9
+    assert 0 <= curve(a) <= max(0.0, *points.values()) + 1e-9
+    assert curve(low - 1) is None
+    assert curve(high + 1) is None
+
+
+def test_full_disk_keeps_what_was_there(table_file, monkeypatch):
+    table_file.write_bytes(b'{"kind": "header"}\n')
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(WriteError, match="free some space and run the same command again"):
+        append(table_file, [{"kind": "block"}], 19)
+    assert table_file.read_bytes() == b'{"kind": "header"}\n'
+
+
+@settings(deadline=None, max_examples=30)
+@given(scale=st.floats(0.7, 1.5), per_block=st.floats(0, 0.02), outlier=st.floats(1.3, 3.0), seed=st.integers(0, 1000))
+def test_correction_is_found_in_spite_of_a_disturbed_network(scale, per_block, outlier, seed):
+    rng = random.Random(seed)
+    networks = []
+    for i in range(16):
+        n = rng.randint(3, 20)
+        blocks = sum(rng.uniform(0.02, 0.3) for _ in range(n))
+        true = scale * blocks + 0.1 + per_block * n
+        measured = true * (outlier if i == 5 else 1.0)
+        networks.append(NetworkParts(blocks_ms=blocks, fixed_ms=0.1, blocks=n, params=n * 10_000, measured_ms=measured))
+    fit = fit_correction(networks)
+    for i, part in enumerate(networks):
+        predicted = fit.scale * part.blocks_ms + fit.fixed * 0.1 + fit.per_block_ms * part.blocks
+        predicted += fit.per_mparam_ms * part.params * 1e-6
+        if i != 5:
+            assert predicted == pytest.approx(part.measured_ms, rel=0.04)
+    assert min(fit.scale, fit.fixed, fit.per_block_ms, fit.per_mparam_ms) >= 0
+
+
+def test_correction_needs_networks():
+    with pytest.raises(LatencyError, match="at least two networks"):
+        fit_correction([NetworkParts(blocks_ms=1, fixed_ms=0, blocks=1, params=1, measured_ms=1)])

@@ -1,0 +1,109 @@
+"""tools/latency.py as a command: JSON alone on standard output, one line and status 2 on errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prunet_zoo import latency
+from prunet_zoo.latency import LatencyTable, backends, build
+from prunet_zoo.space import load_space
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / "tools" / "latency.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("latency_tool", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def fake(monkeypatch, make_backend, effort):
+    backend = make_backend()
+    monkeypatch.setattr(build, "get_backend", lambda name: backend)
+    monkeypatch.setattr(latency, "Effort", lambda: effort)
+    return backend
+
+
+def test_as_a_process_it_prints_the_record_alone(tmp_path):
+    space = load_space("prunet_cpu_small")
+    arch = tmp_path / "net.json"
+    arch.write_text(space.decode(space.largest(), "net").to_json())
+    command = [sys.executable, str(TOOL), "measure", str(arch), "--backend", "torch", "--input-size", "32", "--json"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([*command, "--seconds", "0"], capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert (record["spec_name"], record["backend"], record["input_size"]) == ("net", "torch", [32, 32])
+
+
+def test_measure_prints_a_line(tool, capsys):
+    assert tool.main(["measure", "prunet_p0", "--backend", "torch", "--input-size", "32", "64", "--seconds", "0"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("prunet_p0: ")
+    assert "1×32×64 px, fp32, torch" in out
+
+
+def test_table_then_predict(tool, fake, space, tmp_path, capsys):
+    (tmp_path / "space.json").write_text(space.to_json())
+    spec = space.decode(space.largest(), "big")
+    (tmp_path / "net.json").write_text(spec.to_json())
+    table = tmp_path / "table.jsonl"
+    assert tool.main(["table", str(tmp_path / "space.json"), "--out", str(table), "--json"]) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["space_name"] == "tiny"
+    assert tool.main(["predict", str(tmp_path / "net.json"), "--table", str(table), "--json"]) == 0
+    predicted = json.loads(capsys.readouterr().out)
+    assert predicted["predicted_ms"] == LatencyTable.load(table)(spec)
+    assert predicted["device"] == "fake device"
+    assert tool.main(["predict", str(tmp_path / "net.json"), "--table", str(table)]) == 0
+    assert "predicted for fake device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["measure", "prunet_p9"], "did you mean 'prunet_p"),
+        (["measure", "prunet_p0", "--backend", "onnxruntim"], "did you mean 'onnxruntime'"),
+        (["measure", "none.json"], "no such file: none.json"),
+        (["measure", "none.safetensors"], "does not exist"),
+        (["measure", "prunet_p0", "--backend", "torch", "--threads", "0"], "threads must be at least 1"),
+        (["measure", "prunet_p0", "--input-size", "1", "2", "3"], "one side or height and width, got 3"),
+        (["measure", "prunet_p0", "--input-size", "-5"], "input size must be positive"),
+        (["table", "prunet_cpu", "--out", "x.jsonl"], "did you mean 'prunet_cpu_small'"),
+        (["predict", "prunet_p0", "--table", "none.jsonl"], "build it: python tools/latency.py table"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(tool, capsys, argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tool.main(argv) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.startswith("error: ")
+    assert message in streams.err
+    assert streams.err.strip().count("\n") == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_table_says_how_to_go_on(tool, fake, space, tmp_path, capsys):
+    (tmp_path / "space.json").write_text(space.to_json())
+    fake.fail_after = 8
+    assert tool.main(["table", str(tmp_path / "space.json"), "--out", str(tmp_path / "t.jsonl")]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    fake.fail_after = None
+    assert tool.main(["table", str(tmp_path / "space.json"), "--out", str(tmp_path / "t.jsonl")]) == 0
+
+
+def test_backends_are_listed_in_files_of_their_own():
+    folder = Path(backends.__file__).parent
+    assert {p.stem for p in folder.glob("*.py")} >= {"base", "torch_eager", "onnxruntime"}

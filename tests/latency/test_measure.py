@@ -1,0 +1,180 @@
+"""The timing loop's statistic, records, backends."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunet_zoo.errors import LatencyError, PrunetError, SpecError, UnknownNameError
+from prunet_zoo.latency import Backend, Record, Session, get_backend, list_backends, measure
+from prunet_zoo.latency.measure import summarise, time_in_turn, time_together
+from prunet_zoo.latency.probes import randomise
+from prunet_zoo.models import create_model, save_weights
+from prunet_zoo.space import load_space
+
+times = st.floats(0.01, 100.0)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6).flatmap(lambda n: st.lists(st.lists(times, min_size=n, max_size=n), min_size=3, max_size=20)))
+def test_the_value_lies_between_the_percentiles(rounds):
+    timing = summarise(rounds)
+    assert timing.p10_ms <= timing.median_ms * (1 + 1e-12)
+    assert timing.n == sum(map(len, rounds))
+    assert timing.median_ms <= statistics.median(statistics.median(r) for r in rounds) * (1 + 1e-12)
+
+
+def test_disturbed_rounds_do_not_move_the_value():
+    quiet = [[1.0, 1.01, 0.99]] * 4
+    disturbed = [[1.8, 2.5, 1.9]] * 8
+    assert summarise(quiet + disturbed).median_ms == 1.0
+    assert summarise(quiet + disturbed).p90_ms > 2
+
+
+def test_nothing_measured_is_an_error():
+    with pytest.raises(LatencyError, match="at least one run"):
+        summarise([])
+    with pytest.raises(LatencyError, match="at least one run"):
+        summarise([[1.0], []])
+
+
+class Scripted(Session):
+    """Latencies from a function of the run's number; notes whose turn it was."""
+
+    def __init__(self, name, latency, log):
+        super().__init__(lambda: None)
+        self.name, self.latency, self.log, self.count = name, latency, log, 0
+
+    def sample(self, n):
+        self.log.append(self.name)
+        start, self.count = self.count, self.count + n
+        return [self.latency(i) for i in range(start, self.count)]
+
+
+def test_sessions_take_turns():
+    log: list[str] = []
+    a, b = Scripted("a", lambda i: 4.0, log), Scripted("b", lambda i: 2.0, log)
+    first, second = time_together([a, b], seconds=0.1)
+    assert (first.median_ms, second.median_ms) == (4.0, 2.0)
+    assert "".join(log[-18:]) == "ab" * 9
+    log.clear()
+    first, second = time_in_turn([a, b], seconds=0.0)
+    assert (first.n, second.n) == (45 // 3 * 3, 45 // 3 * 3)
+    assert "".join(log[-20:]) == "ab" * 10
+
+
+def test_spinning_sessions_are_timed_by_rounds():
+    log: list[str] = []
+    sessions = [Scripted(name, lambda i: 4.0, log) for name in "ab"]
+    sessions[0].spins = True
+    timings = time_in_turn(sessions, seconds=0.1)
+    assert [t.rounds for t in timings] == [12, 12]
+
+
+def test_an_interrupted_run_counts_with_its_cpu_time():
+    """Sleeping stands for the time that another process has the processor."""
+    session = Session(lambda: time.sleep(0.02), in_thread=True)
+    assert max(session.sample(3)) < 10
+    assert session.interrupted == 3
+    assert min(Session(lambda: time.sleep(0.02)).sample(3)) >= 19
+
+
+def test_record_is_complete_and_round_trips():
+    spec = load_space("prunet_cpu_small").decode(load_space("prunet_cpu_small").largest())
+    record = measure(spec, backend="torch", input_size=(32, 48), batch=2, seconds=0.01)
+    assert (record.spec_hash, record.input_size, record.batch) == (spec.hash, (32, 48), 2)
+    assert (record.backend, record.dtype, record.threads, record.accelerator) == ("torch", "fp32", 1, "cpu")
+    assert record.backend_version == torch.__version__
+    assert record.device
+    assert record.p10_ms <= record.median_ms
+    assert record.date.endswith("+00:00")
+    assert Record.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+    with pytest.raises(SpecError, match="latency record is malformed: median_ms"):
+        Record.from_dict({**record.to_dict(), "median_ms": "fast"})
+
+
+def test_threads_and_random_numbers_are_left_as_they_were():
+    before, state = torch.get_num_threads(), torch.random.get_rng_state()
+    spec = load_space("prunet_cpu_small").decode(load_space("prunet_cpu_small").largest())
+    measure(spec, backend="torch", threads=before + 1, seconds=0.0)
+    assert torch.get_num_threads() == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    with pytest.raises(PrunetError):
+        measure(spec, backend="torch", threads=before + 1, input_size=0)
+    assert torch.get_num_threads() == before
+
+
+def test_arch_may_be_a_name_a_file_weights_or_a_module(tmp_path):
+    spec = load_space("prunet_cpu_small").decode(load_space("prunet_cpu_small").largest(), "small")
+    model = create_model(spec)
+    (tmp_path / "small.json").write_text(spec.to_json())
+    save_weights(tmp_path / "small.safetensors", model.state_dict(), spec)
+    for arch in (tmp_path / "small.json", str(tmp_path / "small.safetensors"), spec.to_dict(), model.train()):
+        assert measure(arch, backend="torch", seconds=0.0).spec_hash == spec.hash
+    assert model.training  # a module is measured in eval mode, and left as it was
+    assert measure("prunet_p0", backend="torch", input_size=32, seconds=0.0).spec_name == "prunet_p0"
+    with pytest.raises(LatencyError, match=r"needs its NetSpec as \.spec; Linear has none"):
+        measure(torch.nn.Linear(1, 1), backend="torch")
+
+
+def test_onnxruntime_runs_what_torch_runs():
+    pytest.importorskip("onnxruntime")
+    record = measure("prunet_p1", backend="onnxruntime", input_size=32, seconds=0.0)
+    assert record.backend == "onnxruntime"
+    assert record.median_ms > 0
+
+
+def test_backend_errors_say_what_to_do():
+    assert list_backends() == ["onnxruntime", "torch"]
+    with pytest.raises(UnknownNameError, match=r"did you mean 'onnxruntime'"):
+        get_backend("onnx_runtime")
+
+    class Missing(Backend):
+        name, install, dtypes = "missing", "pip install missing", {"cpu": ("fp32",)}
+
+        @property
+        def version(self):
+            raise ImportError("No module named 'missing'")
+
+        def prepare(self, module, input_shape, setting):
+            raise AssertionError
+
+    with pytest.raises(LatencyError, match=r"No module named 'missing'\); run: pip install missing"):
+        measure("prunet_p0", backend=Missing())
+    with pytest.raises(LatencyError, match=r"does not run 'bf16'; it runs fp32"):
+        measure("prunet_p0", backend="onnxruntime", dtype="bf16")
+    with pytest.raises(LatencyError, match=r"does not run on 'tpu'; it runs on cpu, cuda"):
+        measure("prunet_p0", backend="torch", accelerator="tpu")
+    with pytest.raises(LatencyError, match=r"threads must be at least 1, got 0"):
+        measure("prunet_p0", backend="torch", threads=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(LatencyError, match="no CUDA device"):
+            measure("prunet_p0", backend="torch", accelerator="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_cuda(dtype):
+    record = measure("prunet_p0", backend="torch", accelerator="cuda", dtype=dtype, input_size=64)
+    assert record.device == torch.cuda.get_device_name()
+    assert record.median_ms > 0
+
+
+def test_signals_in_measured_networks_are_of_ordinary_size():
+    """Values that die out become denormal, and arithmetic on them is many times slower on some processors."""
+    model = randomise(create_model("prunet_p1"))
+    seen = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(lambda _m, _i, out: seen.append(out.abs().mean().item()))
+    with torch.inference_mode():
+        model(torch.randn(1, 3, 64, 64))
+    assert len(seen) > 30
+    assert min(seen) > 1e-3
+    assert max(seen) < 1e4

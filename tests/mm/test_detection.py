@@ -1,0 +1,199 @@
+"""mmdet, unmodified, with a PruNet backbone: build, train, predict, resume, infer; the shipped configs; the picture."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+
+import prunet_zoo  # noqa: F401
+from prunet_zoo.data.scenes import write_scenes
+from prunet_zoo.errors import CheckpointError, DataError
+from prunet_zoo.mm.channels import follow_spec
+from prunet_zoo.mm.draw import draw_detections
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs" / "detection").glob("*.py"))
+SCENES = ROOT / "configs" / "detection" / "retinanet_prunet-cpu-small_fpn_digit-scenes.py"
+SMALL = {
+    "input_size": 32,
+    "stages": [
+        {"blocks": [{"type": "conv", "out_channels": 8, "stride": 2}]},
+        {"blocks": [{"type": "fused_irb", "out_channels": 8, "stride": 2, "hidden": 16}]},
+        {"blocks": [{"type": "irb", "out_channels": 16, "stride": 2, "hidden": 32}]},
+        {"blocks": [{"type": "irb", "out_channels": 24, "stride": 2, "hidden": 32}]},
+    ],
+    "tail": {"out_channels": 32},
+    "num_classes": 10,
+}
+RETINANET = """
+_base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', 'mmdet::_base_/default_runtime.py']
+custom_imports = dict(imports=['prunet_zoo'], allow_failed_imports=False)
+model = dict(
+    backbone=dict(_delete_=True, type='PruNet', arch='prunet_p0', out_indices=(1, 2, 3, 4)),
+    bbox_head=dict(num_classes=3))
+"""
+FCOS = """
+custom_imports = dict(imports=['prunet_zoo'], allow_failed_imports=False)
+default_scope = 'mmdet'
+model = dict(
+    type='FCOS',
+    data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32),
+    backbone=dict(type='PruNet', arch=ARCH, out_indices=(1, 2, 3)),
+    neck=dict(type='FPN', out_channels=16, num_outs=3),
+    bbox_head=dict(type='FCOSHead', num_classes=3, in_channels=16, feat_channels=16, stacked_convs=1,
+                   strides=[4, 8, 16], regress_ranges=((-1, 16), (16, 32), (32, 1e8)),
+                   norm_cfg=dict(type='GN', num_groups=4)),
+    test_cfg=dict(nms_pre=100, min_bbox_size=0, score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=9))
+"""
+ATSS = (
+    FCOS.replace("FCOS", "ATSS").split("    bbox_head")[0]
+    + """
+    bbox_head=dict(type='ATSSHead', num_classes=3, in_channels=16, feat_channels=16, stacked_convs=1,
+        norm_cfg=dict(type='GN', num_groups=4),
+        anchor_generator=dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1,
+                              strides=[4, 8, 16]),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0.] * 4, target_stds=[.1, .1, .2, .2]),
+        loss_bbox=dict(type='GIoULoss', loss_weight=2.0)),
+    train_cfg=dict(assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1, pos_weight=-1, debug=False),
+    test_cfg=dict(nms_pre=100, min_bbox_size=0, score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=9))
+"""
+)
+RTMDET = """
+custom_imports = dict(imports=['prunet_zoo'], allow_failed_imports=False)
+default_scope = 'mmdet'
+model = dict(
+    type='RTMDet',
+    data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32),
+    backbone=dict(type='PruNet', arch=ARCH, out_indices=(1, 2, 3)),
+    neck=dict(type='CSPNeXtPAFPN', out_channels=16, num_csp_blocks=1, norm_cfg=dict(type='BN')),
+    bbox_head=dict(type='RTMDetSepBNHead', num_classes=3, in_channels=16, feat_channels=16, stacked_convs=1,
+        anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[4, 8, 16]),
+        bbox_coder=dict(type='DistancePointBBoxCoder'),
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0), loss_bbox=dict(type='GIoULoss'),
+        norm_cfg=dict(type='BN'), exp_on_reg=True, share_conv=True, pred_kernel_size=1),
+    train_cfg=dict(assigner=dict(type='DynamicSoftLabelAssigner', topk=5), allowed_border=-1, pos_weight=-1,
+                   debug=False),
+    test_cfg=dict(nms_pre=100, min_bbox_size=0, score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=9))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_scope() -> Any:
+    """Leave MMEngine's default scope as it was: other tests may rely on having none."""
+    kept = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(kept)
+
+
+def batch(size: int = 64) -> dict[str, Any]:
+    """Two random images with one box each, as mmdet's pipelines give them."""
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    torch.manual_seed(0)
+    samples = []
+    for number in range(2):
+        sample = DetDataSample(
+            metainfo=dict(img_shape=(size, size), ori_shape=(size, size), scale_factor=(1.0, 1.0), img_id=number)
+        )
+        sample.gt_instances = InstanceData(bboxes=torch.tensor([[8.0, 8, 40, 44]]), labels=torch.tensor([number]))
+        samples.append(sample)
+    return dict(
+        inputs=[torch.randint(0, 255, (3, size, size), dtype=torch.uint8) for _ in samples], data_samples=samples
+    )
+
+
+@pytest.mark.parametrize("name", ["RETINANET", "FCOS", "ATSS", "RTMDET"])
+def test_unmodified_mmdet_builds_trains_predicts(tmp_path: Path, name: str) -> None:
+    from mmdet.registry import MODELS
+    from mmengine.optim import OptimWrapper
+    from mmengine.registry import init_default_scope
+
+    (tmp_path / "config.py").write_text(globals()[name].replace("ARCH", repr(SMALL)))
+    cfg = Config.fromfile(tmp_path / "config.py")
+    init_default_scope("mmdet")
+    kept = copy.deepcopy(cfg.model)
+    model = MODELS.build(cfg.model)
+    assert (cfg.model.neck, cfg.model.backbone) == (kept.neck, kept.backbone)  # (mmdet itself writes into bbox_head)
+    model.init_weights()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01))
+    losses = model.train().train_step(batch(), optim)
+    assert all(np.isfinite(float(v)) for v in losses.values())
+    backbone = {n for n in before if n.startswith("backbone.")}
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert len(moved & backbone) > 0.9 * len(backbone)
+    with torch.no_grad():
+        results = model.eval().test_step(batch())
+    assert len(results) == 2
+    assert all(r.pred_instances.bboxes.shape[1] == 4 for r in results)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_build(path: Path) -> None:
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    cfg = Config.fromfile(path)
+    assert "neck" in cfg.model
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    filled = follow_spec(cfg.model, scope=cfg.default_scope)
+    assert filled.neck.in_channels == model.backbone.out_channels
+    assert MODELS.build(filled).neck.in_channels == model.backbone.out_channels
+    checkpoint = cfg.model.backbone.get("init_cfg", {}).get("checkpoint", "")
+    if checkpoint and not Path(checkpoint).exists():  # never from random weights without a word
+        with pytest.raises(CheckpointError, match="does not exist"):
+            model.init_weights()
+
+
+def scenes_config(tmp_path: Path, epochs: int) -> Config:
+    cfg = Config.fromfile(SCENES)
+    data = str(write_scenes(tmp_path / "scenes", train=8, val=4)) + "/"
+    cfg.model.backbone.arch = SMALL
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.data_root = data
+        loader.batch_size = 4
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        evaluator.ann_file = data + "annotations/instances_val.json"
+    cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = epochs
+    cfg.param_scheduler = [dict(type="ConstantLR", factor=1.0)]
+    cfg.work_dir = str(tmp_path / "work")
+    cfg.experiment_name = f"{tmp_path.name}-{epochs}"
+    cfg.visualizer = dict(type="DetLocalVisualizer", name=f"visualizer-{tmp_path.name}-{epochs}")
+    return cfg
+
+
+def test_train_resume_infer_draw(tmp_path: Path) -> None:
+    from mmdet.apis import DetInferencer
+
+    runner = Runner.from_cfg(scenes_config(tmp_path, epochs=1))
+    runner.train()
+    assert (tmp_path / "work" / "epoch_1.pth").is_file()
+    resumed = scenes_config(tmp_path, epochs=2)
+    resumed.resume = True
+    runner = Runner.from_cfg(resumed)
+    runner.train()
+    assert runner.epoch == 2
+    assert runner.message_hub.log_scalars["train/loss"].data[0].size == 4  # the log history came back: 2 + 2 iterations
+    checkpoint = tmp_path / "work" / "epoch_2.pth"
+    config = tmp_path / "config.py"
+    resumed.dump(str(config))
+    inferencer = DetInferencer(model=str(config), weights=str(checkpoint), device="cpu", show_progress=False)
+    image = str(tmp_path / "scenes" / "images" / "val" / "00000.jpg")
+    assert set(inferencer(image)["predictions"][0]) >= {"bboxes", "labels", "scores"}
+
+    out = draw_detections(config, checkpoint, 3, tmp_path / "grid.png", columns=2, score_thr=0.0)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(DataError, match="no image"):
+        draw_detections(config, checkpoint, [], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
