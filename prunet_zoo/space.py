@@ -125,8 +125,8 @@ class SearchLayer:
 
     def find(self, block: BlockSpec) -> Choice:
         """The choice that gives ``block``; raises `SpecError` when the layer cannot."""
-        for c, template in enumerate(self.candidates):
-            hidden = block.hidden or 0
+        hidden = block.hidden or 0
+        for c in range(len(self.candidates)):
             if hidden in self.candidate_widths(c) and self.block(c, hidden) == block:
                 return c, hidden
         raise SpecError(f"layer {self.index} (stage {self.stage}) of the space cannot be {block.to_dict()}")
@@ -187,9 +187,7 @@ class SearchSpace(Frozen):
 
     def largest(self) -> Encoding:
         """The last candidate (most often the largest kernel) at full width in every layer."""
-        return tuple(
-            (len(la.candidates) - 1, la.candidate_widths(len(la.candidates) - 1)[-1]) for la in self.layers
-        )
+        return tuple((len(la.candidates) - 1, la.candidate_widths(len(la.candidates) - 1)[-1]) for la in self.layers)
 
     def sample(self, rng: random.Random) -> Encoding:
         """Draw one choice a layer: skip or a candidate uniformly, then its width uniformly."""

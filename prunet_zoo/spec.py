@@ -145,7 +145,7 @@ class PlacedBlock(NamedTuple):
     """A block with what surrounds it. ``stride`` is the total stride after the block; sizes are (H, W)."""
 
     stage: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     block: BlockSpec
     in_channels: int
     in_size: tuple[int, int]
@@ -161,7 +161,7 @@ class PlacedBlock(NamedTuple):
 class FeatureLevel(NamedTuple):
     """A feature map a detector can take: the last layer of each stride 2, 4, 8, …, counted from 0."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     stride: int
     channels: int
     stage: int
@@ -230,7 +230,9 @@ class NetSpec(Frozen):
         bad = [i for i in indices if not 0 <= i < len(levels)]
         if bad:
             known = ", ".join(f"{lv.index}: stride {lv.stride}" for lv in levels)
-            raise SpecError(f"out_indices {tuple(indices)} of {self.name!r}: {bad[0]} does not exist; levels are {known}")
+            raise SpecError(
+                f"out_indices {tuple(indices)} of {self.name!r}: {bad[0]} does not exist; levels are {known}"
+            )
         return [levels[i].channels for i in indices]
 
     def params(self, num_classes: int | None = None) -> int:

@@ -69,9 +69,9 @@ custom_hooks = [dict(type="EMAHook", ema_type="ExponentialMovingAverage", moment
 """
 
 
-@pytest.fixture
-def tiny_config(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A config file: four epochs of five steps on 80 digits, with averaged weights and every kind of randomness."""
-    path = tmp_path / "tiny.py"
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
     path.write_text(CONFIG.format(root=ROOT, spec=SPEC))
     return path

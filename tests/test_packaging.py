@@ -41,7 +41,11 @@ def copy_tree(target: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(copy_tree(tmp_path_factory.mktemp("wheel") / "tree"), "build_wheel")
+    tree = copy_tree(tmp_path_factory.mktemp("wheel") / "tree")
+    cache = tree / "tools" / "__pycache__"  # what a used checkout has and a wheel must not
+    cache.mkdir()
+    (cache / "search.pyc").touch()
+    return build(tree, "build_wheel")
 
 
 def relevant(folder: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""Train a classifier or a detector: python tools/train.py CONFIG [--arch SPEC] [--weights FILE] [--work-dir D] [--resume]."""
+"""Train a classifier or a detector: python tools/train.py CONFIG [--arch SPEC] [--weights FILE] [--work-dir D] ..."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 in folders: data/cifar10/train/<class>/, data/cifar10/test/<class>/. Padded random crop and flip at 32 px."""
+"""CIFAR-10 in folders: data/cifar10/train/<class>/, data/cifar10/test/<class>/. Random crop and flip at 32 px."""
 
 data_root = "data/cifar10"
 transform = dict(type="cifar", size=32, pad=4)

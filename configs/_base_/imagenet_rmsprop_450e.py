@@ -1,12 +1,12 @@
 """The published recipe of GPUNet-P0 and P1 (train_params in NVIDIA's GPUNet release), for 8 GPUs.
 
-Published and taken as it is: RMSpropTF, eps 1e-3, weight decay 1e-5, learning rate 0.08 for 8 × 256 images, decay by 0.97
-every 2.4 epochs, warm-up from 1e-6, 450 epochs, averaged weights with decay 0.9999, dropout 0.3, stochastic depth 0.2,
-mixed precision (give ``--amp``).
+Taken as it is: RMSpropTF, eps 1e-3, weight decay 1e-5, learning rate 0.08 for 8 × 256 images, decay by 0.97 every 2.4
+epochs, warm-up from 1e-6, 450 epochs, averaged weights with decay 0.9999, dropout 0.3, stochastic depth 0.2, mixed
+precision (give ``--amp``).
 
-Not fixed by that release, so ours: momentum 0.9 and alpha 0.9 (timm's defaults of the time), 3 epochs of warm-up (timm's
-default), label smoothing 0.1, no weight decay on norms and biases. Left out: its distillation from tf_efficientnet_b2
-at 260 px, so expect less than the published 80.3 and 81.1% top-1.
+That release does not fix the rest, which is ours: momentum 0.9 and alpha 0.9, 3 epochs of warm-up and label smoothing
+0.1 (timm's defaults of the time), no weight decay on norms and biases. Its distillation from tf_efficientnet_b2 at 260
+px is left out, so expect less than the published 80.3 and 81.1% top-1.
 """
 
 max_epochs = 450

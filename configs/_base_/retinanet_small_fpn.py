@@ -20,9 +20,9 @@ model = dict(
         norm_cfg=dict(type="GN", num_groups=8),
         anchor_generator=dict(
             type="AnchorGenerator",
-            octave_base_scale=2,  # sides of 16, 23, 32 and 45 px
-            scales_per_octave=2,
-            ratios=[1.3, 2.3],  # height / width: digits are taller than wide
+            octave_base_scale=2,  # sides of 16, 20, 25, 32, 40 and 51 px
+            scales_per_octave=3,
+            ratios=[1.0, 1.6, 2.6],  # height / width: digits are taller than wide
             strides=[8, 16],
         ),
         bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),

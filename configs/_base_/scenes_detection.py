@@ -13,8 +13,8 @@ train_pipeline = [
         type="RandomAffine",
         max_rotate_degree=0.0,
         max_shear_degree=0.0,
-        max_translate_ratio=0.1,
-        scaling_ratio_range=(0.8, 1.25),
+        max_translate_ratio=0.04,
+        scaling_ratio_range=(0.9, 1.05),
         border_val=(114, 114, 114),
     ),
     dict(type="PhotoMetricDistortion"),
@@ -28,7 +28,7 @@ test_pipeline = [
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=8,
     num_workers=0,
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(

@@ -1,4 +1,4 @@
-"""prunet_p0 on ImageNet: bash tools/dist_train.sh CONFIG 8 --amp, or torchrun --nproc_per_node 8 tools/train.py CONFIG ..."""
+"""prunet_p0 on ImageNet: torchrun --nproc_per_node 8 tools/train.py CONFIG --launcher pytorch --amp."""
 
 _base_ = ["../_base_/default_runtime.py", "../_base_/imagenet.py", "../_base_/imagenet_rmsprop_450e.py"]
 

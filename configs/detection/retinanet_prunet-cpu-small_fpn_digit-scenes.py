@@ -1,4 +1,4 @@
-"""RetinaNet on digit scenes with a backbone of the space prunet_cpu_small, for two CPU cores.
+"""RetinaNet on digit scenes with a network of the middle of the space prunet_cpu_small, for two CPU cores.
 
 Give the searched network and its classification weights: ``--arch spec.json --weights weights.safetensors``.
 """
@@ -10,7 +10,9 @@ _base_ = [
 ]
 custom_imports = dict(imports=["prunet_zoo"], allow_failed_imports=False)
 
-max_epochs = 6
+model = dict(backbone=dict(arch="{{fileDirname}}/../classification/prunet-cpu-small.json"))
+
+max_epochs = 5
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
@@ -22,5 +24,5 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type="OneCycleLR", eta_max=2e-3, total_steps=max_epochs, pct_start=0.25, convert_to_iter_based=True),
 ]
-auto_scale_lr = dict(enable=False, base_batch_size=16)
+auto_scale_lr = dict(enable=False, base_batch_size=8)
 randomness = dict(seed=0)

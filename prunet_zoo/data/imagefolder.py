@@ -1,4 +1,4 @@
-"""Images in ImageNet's layout: ``root/train/<class>/*.jpg`` and ``root/val`` (or ``root/test``) with the same classes."""
+"""Images in ImageNet's layout: ``root/train/<class>/*.jpg``, and ``root/val`` or ``root/test`` likewise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deterministic, stratified parts of a labelled data set: small subsets, and the 80/20 split of an architecture search."""
+"""Deterministic, stratified parts of labelled data: small subsets, and the 80/20 split of an architecture search."""
 
 from __future__ import annotations
 

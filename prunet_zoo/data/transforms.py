@@ -1,4 +1,4 @@
-"""From a PIL image to a normalised tensor: timm's ImageNet transforms, and small-image versions for CIFAR and digits."""
+"""From a PIL image to a normalised tensor: timm's for ImageNet, and others for the small images of CIFAR and digits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def imagenet(
 def cifar(
     train: bool, size: int = 32, pad: int = 4, mean: Triple = CIFAR10_MEAN, std: Triple = CIFAR10_STD
 ) -> Transform:
-    """Training: random crop of ``size`` px after padding by ``pad`` px, random flip. Images of another size are resized."""
+    """Training: random crop of ``size`` px after padding by ``pad`` px, random flip. Other sizes are resized first."""
     steps: list[Any] = [_ToSize(size)]
     if train:
         steps += [T.RandomCrop(size, padding=pad), T.RandomHorizontalFlip()]

@@ -1,9 +1,9 @@
 """Building a latency table: what to measure, in what order, and going on after an interruption.
 
-Blocks are measured in sets. A set takes one width of every candidate in every place of the space: all narrow in the
-first, all wide in the last. Run in turn, the probes of a set fill the caches about as a network of that width does,
-and a block costs what it costs in there. Then whole networks of all sizes are measured, and the correction is fitted
-on them.
+Blocks are measured in sets. A set takes one width of every other candidate in every place of the space: all narrow in
+the first sets, all wide in the last. Run in turn, the probes of a set fill the caches about as a network of that width
+does, rather less than more, because the correction can add for caches and not take off. Then whole networks of all
+sizes are measured together, and the correction is fitted on them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Effort:
     all_widths: int = 16  # a grid this small is measured whole
     networks: int = 16
     block_seconds: float = 0.06
-    network_seconds: float = 0.3
+    network_seconds: float = 0.4
 
 
 QUICK = Effort(max_widths=5, all_widths=6, networks=8, block_seconds=0.03, network_seconds=0.15)
@@ -53,19 +53,19 @@ class Item(NamedTuple):
 
 def plan_blocks(space: SearchSpace, effort: Effort) -> list[list[Item]]:
     """The sets to be measured, from narrow to wide; each distinct block in its place occurs once."""
-    groups: dict[str, list[Item]] = {}
+    groups: dict[tuple[int, str], list[Item]] = {}
     for layer in space.layers:
         for c in range(len(layer.candidates)):
             widths = coarse(layer.candidate_widths(c), effort)
             items = [Item(layer.block(c, w), layer.in_channels, layer.in_size) for w in widths]
-            groups.setdefault(template_key(*items[0]), []).extend(items)
+            groups.setdefault((c % 2, template_key(*items[0])), []).extend(items)
     count = max(len(items) for items in groups.values())
-    sets: list[list[Item]] = [[] for _ in range(count)]
-    for group in groups.values():
+    sets: list[list[Item]] = [[] for _ in range(2 * count)]
+    for (half, _), group in groups.items():
         items = sorted(set(group), key=lambda item: item.block.hidden or 0)  # layers may share a template
         for i, item in enumerate(items):
             place = count // 2 if len(items) == 1 else round(i * (count - 1) / (len(items) - 1))
-            sets[min(place, count - 1)].append(item)
+            sets[2 * place + half].append(item)
     return sets
 
 
@@ -78,9 +78,10 @@ def coarse(widths: Sequence[int], effort: Effort) -> tuple[int, ...]:
 
 
 def plan_networks(space: SearchSpace, count: int, seed: int = 0) -> list[Encoding]:
-    """Random networks from the smallest to the largest of the space; uniform sampling would give middling ones only."""
+    """The smallest and the largest network of the space, and random ones of all sizes between (uniform sampling would
+    give middling ones only)."""
     rng = random.Random(seed)
-    found: dict[Encoding, None] = {}
+    found: dict[Encoding, None] = {_smallest(space): None, space.largest(): None}
     for i in range(count * 20):
         size = (i % count + 0.5) / count  # 0: small, 1: large
         choices: list[tuple[int, int] | None] = []
@@ -93,9 +94,13 @@ def plan_networks(space: SearchSpace, count: int, seed: int = 0) -> list[Encodin
             share = min(1.0, max(0.0, rng.gauss(size, 0.25)))
             choices.append((candidate, widths[round(share * (len(widths) - 1))]))
         found[tuple(choices)] = None
-        if len(found) == count:
+        if len(found) >= count:
             break
     return list(found)
+
+
+def _smallest(space: SearchSpace) -> Encoding:
+    return tuple(None if layer.skip else (0, layer.candidate_widths(0)[0]) for layer in space.layers)
 
 
 def build_table(
@@ -190,12 +195,12 @@ class _Builder:
         return self.backend.prepare(randomise(probe), (self.setting.batch, *probe.in_shape), self.setting)
 
     def _chunks(self, encodings: list[Encoding]) -> list[list[Encoding]]:
-        """Groups of up to four networks that fit into memory together."""
+        """Groups of networks that fit into memory together."""
         groups: list[list[Encoding]] = []
         params = 0
         for encoding in encodings:
             mine = self.space.decode(encoding).params()
-            if not groups or len(groups[-1]) == 4 or params + mine > MAX_PARAMS_TOGETHER:
+            if not groups or params + mine > MAX_PARAMS_TOGETHER:
                 groups.append([])
                 params = 0
             groups[-1].append(encoding)

@@ -3,7 +3,7 @@
 The statistic, for a machine that others use too: runs are timed one by one, in short rounds. A round that something
 else disturbed has a high median. The latency is the median over the runs of the *quieter third of the rounds*; the
 10th and 90th percentiles are over all runs, so that a record shows how disturbed its machine was. On a quiet machine
-the value lies about where the plain median does. It is not the minimum: it is what a run takes when nothing else
+the value lies slightly under the plain median. It is not the minimum: it is what a run takes when nothing else
 happens.
 
 On one CPU thread a run that the system interrupted counts with its CPU time (`Session`), which is what makes networks

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a bar from the first report to the end of the block; yields the ``progress`` callback that `build_table` takes."""
+    """Show a bar from the first report to the end of the block; yields what `build_table` takes as ``progress``."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

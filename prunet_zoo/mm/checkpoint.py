@@ -55,7 +55,8 @@ class AtomicLocalBackend(LocalBackend):
         Yields:
             Paths not to be removed after all (written anew in the meantime).
         """
-        self._held, keep = [], []
+        keep: list[str] = []
+        self._held = []
         try:
             yield keep
             doomed = [path for path in self._held if path not in keep]
@@ -77,6 +78,7 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.backend_args: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
         if self.backend_args is None and "://" not in str(self.out_dir or ""):
             self.backend_args = {"backend": BACKEND}

@@ -20,6 +20,7 @@ from prunet_zoo.errors import PrunetError
 from prunet_zoo.mm.interrupts import Interrupted, resume_command
 
 USER_ERROR = 2
+_AT_ONCE = "stopped at once; what was saved before is whole. Continue with:\n    {}"
 
 
 class ConfigError(PrunetError, ValueError):
@@ -72,6 +73,8 @@ def config_from_args(args: argparse.Namespace) -> Config:
     """
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
+    if args.launcher != "none" and not torch.cuda.is_available():
+        raise ConfigError(f"--launcher {args.launcher} needs GPUs that torch can use, and there is none; leave it out")
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if args.work_dir or not cfg.get("work_dir"):
         cfg.work_dir = args.work_dir or str(Path("work_dirs") / Path(args.config).stem)
@@ -93,7 +96,7 @@ def config_from_args(args: argparse.Namespace) -> Config:
 
 
 def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a tool's ``main(argv)`` and exit: 0, 2 with one line on stderr for what the user can mend, 130 or 143 for signals.
+    """Run a tool's ``main(argv)`` and exit: 0; 2 and a line on stderr for what a user can mend; 130 or 143 on signals.
 
     Errors of the program itself keep their traceback.
     """
@@ -104,10 +107,7 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
         print(f"\n{stop.message}", file=sys.stderr)
         status = stop.status
     except KeyboardInterrupt:
-        print(
-            f"\nstopped at once; what was saved before is whole. Continue with:\n    {resume_command()}",
-            file=sys.stderr,
-        )
+        print("\n" + _AT_ONCE.format(resume_command()), file=sys.stderr)
         status = 128 + signal.SIGINT
     except PrunetError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -135,4 +135,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number, f"stopped before anything was trained. Run it again with:\n    {resume_command()}")
+    raise Interrupted(number, _AT_ONCE.format(resume_command()))

@@ -53,7 +53,7 @@ class ImageFolderDataset(_Classification):
         self,
         data_root: str,
         split: Split = "train",
-        transform: Mapping[str, Any] = {"type": "imagenet"},  # noqa: B006  (read only)
+        transform: Mapping[str, Any] = {"type": "imagenet"},
         augment: bool | None = None,
         part: Part | None = None,
         arch_fraction: float = 0.2,
@@ -78,7 +78,7 @@ class DigitsDataset(_Classification):
     def __init__(
         self,
         split: str = "train",
-        transform: Mapping[str, Any] = {"type": "digits"},  # noqa: B006  (read only)
+        transform: Mapping[str, Any] = {"type": "digits"},
         augment: bool | None = None,
         size: int = 32,
         part: Part | None = None,

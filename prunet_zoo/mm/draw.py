@@ -1,8 +1,13 @@
-"""A picture of what a detector finds: a grid of images with its boxes, and the annotated ones in another colour."""
+"""A picture of what a detector finds: a grid of images with its boxes, and the annotated ones in another colour.
+
+$ python -m prunet_zoo.mm.draw WORK_DIR --out detections.png      # of a run of tools/train.py
+"""
 
 from __future__ import annotations
 
+import argparse
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from prunet_zoo.errors import DataError
+from prunet_zoo.errors import CheckpointError, DataError, PrunetError
 from prunet_zoo.files import write_atomic
 
 FOUND, ANNOTATED = "#ff3b30", "#34c759"  # red and green
@@ -117,3 +122,57 @@ def _box(axis: Any, box: Sequence[float], colour: str, text: str, below: bool) -
         x1, y2 if below else y1 - 1, text, color="white", fontsize=7, va="top" if below else "bottom", clip_on=True,
         bbox={"facecolor": colour, "alpha": 0.75, "pad": 0.8, "linewidth": 0},
     )  # fmt: skip
+
+
+def find_run(work_dir: str | Path) -> tuple[Path, Path]:
+    """Config and last checkpoint of a run's work directory.
+
+    Raises:
+        CheckpointError: the folder holds no run, or not exactly one config.
+    """
+    folder = Path(work_dir)
+    configs = sorted(folder.glob("*.py"))
+    pointer = folder / "last_checkpoint"
+    if len(configs) != 1 or not pointer.is_file():
+        raise CheckpointError(
+            f"{folder} is not the work directory of one training run (it has {len(configs)} config(s) and "
+            f"{'a' if pointer.is_file() else 'no'} last_checkpoint); give --config and --checkpoint"
+        )
+    checkpoint = Path(pointer.read_text().strip())
+    if not checkpoint.is_file():  # the folder was moved since
+        checkpoint = folder / checkpoint.name
+    if not checkpoint.is_file():
+        raise CheckpointError(f"{pointer} names {checkpoint}, which does not exist")
+    return configs[0], checkpoint
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m prunet_zoo.mm.draw", description="Draw what a detector finds.")
+    parser.add_argument("work_dir", nargs="?", help="work directory of a training run: its config and last checkpoint")
+    parser.add_argument("--config", help="another config")
+    parser.add_argument("--checkpoint", help="another checkpoint")
+    parser.add_argument("--images", nargs="+", help="image files (default: the first ones of the validation data)")
+    parser.add_argument("--count", type=int, default=12, help="how many validation images (%(default)s)")
+    parser.add_argument("--score-thr", type=float, default=0.3, help="draw boxes from this score on (%(default)s)")
+    parser.add_argument("--out", default="detections.png", help="PNG to write (%(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        config, checkpoint = args.config, args.checkpoint
+        if not (config and checkpoint):
+            if not args.work_dir:
+                raise CheckpointError("give a work directory, or both --config and --checkpoint")
+            found = find_run(args.work_dir)
+            config, checkpoint = config or found[0], checkpoint or found[1]
+        if not Path(checkpoint).is_file():
+            raise CheckpointError(f"checkpoint {checkpoint} does not exist")
+        path = draw_detections(config, checkpoint, args.images or args.count, args.out, args.score_thr)
+    except PrunetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"drawn: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,13 +16,13 @@ from prunet_zoo.registry import LOOPS, register
 class SkipBatches(Sampler[list[int]]):
     """A batch sampler that leaves out its first ``skip`` batches once, without loading their samples."""
 
-    def __init__(self, batches: Sampler[list[int]]) -> None:
+    def __init__(self, batches: Any) -> None:
         self.batches, self.skip = batches, 0
 
     @property
     def sampler(self) -> Sampler[int]:
         """The sampler within, which MMEngine's hooks give the epoch to."""
-        return self.batches.sampler  # type: ignore[attr-defined]
+        return self.batches.sampler
 
     def __iter__(self) -> Iterator[list[int]]:
         skip, self.skip = self.skip, 0
@@ -31,7 +31,7 @@ class SkipBatches(Sampler[list[int]]):
                 yield batch
 
     def __len__(self) -> int:
-        return len(self.batches)  # type: ignore[arg-type]
+        return len(self.batches)
 
 
 def skip_batches(loader: DataLoader[Any], count: int) -> None:

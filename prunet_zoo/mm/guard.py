@@ -59,7 +59,7 @@ def fingerprint_hash(cfg: Mapping[str, Any]) -> str:
 
 
 def check_work_dir(work_dir: str | Path, cfg: Mapping[str, Any], resume: bool) -> None:
-    """Let a run start in ``work_dir``: with ``resume`` only if the run there has the same config. Notes the fingerprint.
+    """Let a run start in ``work_dir``, with ``resume`` only one of the same config; notes the fingerprint there.
 
     Raises:
         TrainingError: the run in ``work_dir`` has another config; the differing keys are named.

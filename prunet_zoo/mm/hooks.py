@@ -192,8 +192,9 @@ class InterruptHook(Hook):
 class SaveSafetensors(Hook):
     """Writes ``best.safetensors`` after each new best validation and ``last.safetensors`` at the end of a run.
 
-    They hold the weights of the classifier's net, or of a detector's backbone, without prefix, with the `NetSpec` and the
-    metrics in the metadata; averaged weights where an `EMAHook` is on. Best and last metrics are kept for `metrics.json`.
+    They hold the weights of the classifier's net, or of a detector's backbone, without prefix, with the `NetSpec` and
+    the metrics in the metadata; averaged weights where an `EMAHook` is on. Best and last metrics and the time spent are
+    kept for `metrics.json`.
 
     Args:
         metric: what is to be greatest (least, for names with ``loss``); None takes the checkpoint hook's ``save_best``,
@@ -261,7 +262,12 @@ def averaged_model(runner: Runner) -> nn.Module:
     for hook in runner.hooks:
         if isinstance(hook, EMAHook) and hasattr(hook, "ema_model"):
             return hook.ema_model.module
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return unwrap(runner.model)
+
+
+def unwrap(model: Any) -> Any:
+    """The model within DDP's wrapper."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def find_net(model: nn.Module) -> nn.Module | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -41,6 +42,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.requested: int | None = None  # number of the signal
         self._before: dict[int, Any] = {}
+        self._pid = os.getpid()
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread() and not self._before:
@@ -55,6 +57,11 @@ class StopSignals:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a dataloader's worker, forked with this handler: Ctrl-C reaches it too
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
         if self.requested is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = number

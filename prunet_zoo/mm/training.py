@@ -16,7 +16,6 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -28,7 +27,7 @@ from prunet_zoo.mm.checkpoint import find_resumable
 from prunet_zoo.mm.classifier import load_pretrained
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.guard import check_work_dir, fingerprint_hash
-from prunet_zoo.mm.hooks import InterruptHook, find_net
+from prunet_zoo.mm.hooks import InterruptHook, find_net, unwrap
 from prunet_zoo.mm.progress import ProgressHook
 from prunet_zoo.models import PruNetBackbone, load_state
 from prunet_zoo.models.backbone import resolve_arch
@@ -44,25 +43,34 @@ def is_detection(cfg: Config) -> bool:
 
 
 def set_arch(cfg: Config, arch: str | Path | None) -> None:
-    """Put an architecture (``--arch``: name, spec or weights file) into the model, and channel counts that follow from it.
+    """Put an architecture (``--arch``: name, spec or weights file) into the model, and what follows from it.
 
-    None keeps the config's, also as a spec, and leaves another backbone than PruNet alone. The spec itself goes into the config, so that the copy in the work directory does not depend on another file.
+    None keeps the config's. The spec itself goes into the config, so that its copy in the work directory depends on no
+    other file; a neck's channels follow. A backbone other than PruNet is left alone.
+
+    Raises:
+        ConfigError: ``arch`` for a model that takes none.
     """
     holder = cfg.model.backbone if is_detection(cfg) else cfg.model
+    ours = str(holder.get("type")).removeprefix("prunet_zoo.") in ("PruNet", "PruNetClassifier")
+    if arch is not None and not ours:
+        raise ConfigError(f"--arch needs a PruNet in the config's model, which has {holder.get('type')!r}")
     arch = holder.get("arch") if arch is None else arch
-    if isinstance(arch, str | Path):
+    if ours and isinstance(arch, str | Path):
         holder.arch = resolve_arch(arch).to_dict()
     if is_detection(cfg):
         if cfg.get("default_scope") == "mmdet":
             _register_mmdet()  # which necks take in_channels is known of registered ones alone
-        cfg.model = follow_spec(cfg.model)
+        cfg.model = follow_spec(cfg.model, cfg.get("default_scope"))
 
 
 def _register_mmdet() -> None:
     try:
         from mmdet.utils import register_all_modules
     except ImportError as error:
-        raise ConfigError(f"the config is mmdet's, which cannot be imported ({error}); pip install 'prunet-zoo[mm]'") from None
+        raise ConfigError(
+            f"the config is mmdet's, which cannot be imported ({error}); pip install 'prunet-zoo[mm]'"
+        ) from None
     register_all_modules(init_default_scope=False)
 
 
@@ -81,11 +89,11 @@ def set_weights(cfg: Config, weights: str | Path | None) -> None:
 def make_data(cfg: Config) -> None:
     """Write the built-in digit scenes where the config's data is to be them and they are missing.
 
-    The config says so by ``digit_scenes = dict(root=..., train=..., val=...)``, or by a ``data_root`` whose last folder is
-    called ``digit_scenes``.
+    The config says so by ``digit_scenes = dict(root=..., train=..., val=...)``, or by a ``data_root`` whose last folder
+    is called ``digit_scenes``.
     """
     wanted = cfg.get("digit_scenes")
-    roots = {str(root).rstrip("/") for root in _data_roots(cfg) if Path(root).name == "digit_scenes"}
+    roots = {str(root).rstrip("/") for root in _data_roots(cfg.to_dict()) if Path(root).name == "digit_scenes"}
     if not (wanted or roots):
         return
     from prunet_zoo.data.scenes import ensure_scenes, write_scenes
@@ -111,7 +119,7 @@ def _data_roots(value: Any) -> Iterator[str]:
 
 
 def make_robust(cfg: Config) -> None:
-    """Give any config, mmdet's own too, what makes a run robust: atomic checkpoints, exact resume, signals, NaN stop."""
+    """Give any config, mmdet's own too, what makes a run robust: whole checkpoints, exact resume, signals, NaN stop."""
     hooks = cfg.setdefault("default_hooks", {})
     saver = hooks.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 3})
     if saver.get("type") == "CheckpointHook":
@@ -206,7 +214,7 @@ def load_strictly(model: nn.Module, checkpoint: str | Path) -> None:
     Raises:
         CheckpointError: something is missing or does not fit; names are given.
     """
-    model = model.module if is_model_wrapper(model) else model
+    model = unwrap(model)
     net = find_net(model)
     if net is not None and not isinstance(net, PruNetBackbone):
         load_pretrained(net, checkpoint, strict_head=True)
@@ -227,7 +235,7 @@ def load_strictly(model: nn.Module, checkpoint: str | Path) -> None:
 
 def describe_run(runner: Runner, info: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a run: metrics, size of the network, seconds, and what is needed to make it again."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrap(runner.model)
     record: dict[str, Any] = {
         "task": "detection" if hasattr(model, "backbone") else "classification",
         "config": runner.cfg.filename or "",
@@ -238,7 +246,7 @@ def describe_run(runner: Runner, info: Mapping[str, Any]) -> dict[str, Any]:
     }
     net = find_net(model)
     if net is not None:
-        spec = net.spec
+        spec: Any = net.spec
         record["arch"] = {"name": spec.name, "hash": spec.hash}
         record["input_size"] = runner.cfg.get("input_size") or spec.input_size
         record["macs"] = network_macs(net, record["input_size"])

@@ -54,7 +54,9 @@ class PruNetBackbone(nn.Module):
         self.out_channels = self.spec.channels(self.out_indices)
         levels = self.spec.feature_levels
         if not -1 <= frozen_stages <= self.out_indices[-1]:
-            raise SpecError(f"frozen_stages must be from -1 to the last of out_indices {self.out_indices}, got {frozen_stages}")
+            raise SpecError(
+                f"frozen_stages must be from -1 to the last of out_indices {self.out_indices}, got {frozen_stages}"
+            )
         self.frozen_stages, self.norm_eval, self.with_cp = frozen_stages, norm_eval, with_cp
         self.feature_info = [
             {"num_chs": levels[i].channels, "reduction": levels[i].stride, "module": levels[i].module}
@@ -68,7 +70,7 @@ class PruNetBackbone(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outs = []
         for s, stage in enumerate(self.stages):
-            for i, block in enumerate(stage):  # type: ignore[arg-type]
+            for i, block in enumerate(stage.children()):
                 if self.with_cp and self.training and torch.is_grad_enabled():
                     x = checkpoint(block, x, use_reentrant=False)
                 else:
@@ -84,7 +86,7 @@ class PruNetBackbone(nn.Module):
         return [
             block
             for s, stage in enumerate(self.stages)
-            for i, block in enumerate(stage)  # type: ignore[arg-type]
+            for i, block in enumerate(stage.children())
             if (s, i) <= (level.stage, level.block)
         ]
 

@@ -18,7 +18,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "h
 
 def make_act(act: Activation, inplace: bool = True) -> nn.Module:
     """Return the activation layer of a spec's ``act``."""
-    return _ACTIVATIONS[act](inplace=inplace)  # type: ignore[call-arg]
+    return _ACTIVATIONS[act](inplace=inplace)
 
 
 def make_norm_factory(norm_cfg: Mapping[str, Any] | None = None) -> NormFactory:
@@ -38,7 +38,9 @@ def make_norm_factory(norm_cfg: Mapping[str, Any] | None = None) -> NormFactory:
     if kind not in ("BN", "BN2d", "SyncBN", "GN"):
         raise SpecError(f"norm_cfg.type {kind!r} is not known; use BN, SyncBN or GN")
     if set(cfg) - allowed:
-        raise SpecError(f"norm_cfg of type {kind} does not take {sorted(set(cfg) - allowed)}; it takes {sorted(allowed)}")
+        raise SpecError(
+            f"norm_cfg of type {kind} does not take {sorted(set(cfg) - allowed)}; it takes {sorted(allowed)}"
+        )
     if kind == "GN" and "num_groups" not in cfg:
         raise SpecError("norm_cfg of type GN needs num_groups")
 
@@ -100,7 +102,7 @@ class SqueezeExcite(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialise as EfficientNet does: convolutions N(0, sqrt(2 / fan_out)), norms 1 and 0, linear U(±1/sqrt(fan_in))."""
+    """Initialise as EfficientNet: convolutions N(0, sqrt(2 / fan_out)), norms 1 and 0, linear U(±1/sqrt(fan_in))."""
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
             fan_out = m.kernel_size[0] * m.kernel_size[1] * m.out_channels // m.groups

@@ -24,7 +24,16 @@ def save_weights(path: str | Path, state: Mapping[str, torch.Tensor], spec: NetS
     """Write ``state`` to a safetensors file with ``spec`` (and any further ``meta``) in its metadata."""
     header = {"format": "pt", "spec": json.dumps(spec.to_dict()), **{k: json.dumps(v) for k, v in meta.items()}}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    write_atomic(path, safetensors_bytes(tensors, header))
+    write_atomic(path, _sorted_header(safetensors_bytes(tensors, header)))
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """Sort the keys of a safetensors header: the library writes metadata in random order, equal weights should be equal
+    files. The layout is 8 bytes of header length (little-endian), the JSON header padded with blanks, the tensors."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def load_state(path: str | Path) -> dict[str, torch.Tensor]:

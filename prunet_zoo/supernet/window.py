@@ -119,13 +119,13 @@ class AveragedRule:
 
     STATE = (
         "low", "high", "centre", "span", "estimate", "spread", "steps", "total", "sum_y", "sum_yy", "logit", "limit",
-        "weight", "power", "s0", "s1", "s2", "t0", "t1", "yy", "slope",
+        "weight", "power", "known", "s0", "s1", "s2", "t0", "t1", "yy", "slope",
     )  # fmt: skip
 
     def __init__(
         self,
         widths: Sequence[int],
-        period: int = 20,
+        period: int = 10,
         span: float = 0.4,
         spans_per_std: float = 2.0,
         shrink: float = 0.8,
@@ -148,8 +148,8 @@ class AveragedRule:
         self.span, self.spread = span, 1.0
         self.steps = self.total = 0
         self.sum_y = self.sum_yy = self.logit = self.limit = 0.0  # limit 0: none yet
-        # faded sums: steps, y² before scaling, Δ², Δ²m, Δ²m², Δy, Δmy, y²
-        self.weight = self.power = self.s0 = self.s1 = self.s2 = self.t0 = self.t1 = self.yy = 0.0
+        # faded sums: steps; mean square of the unscaled signal and its weight; Δ², Δ²m, Δ²m², Δy, Δmy, y²
+        self.weight = self.power = self.known = self.s0 = self.s1 = self.s2 = self.t0 = self.t1 = self.yy = 0.0
         self.slope: float | None = None
         self.low, self.high = 0, 1
         self._place()
@@ -187,8 +187,10 @@ class AveragedRule:
         least, most = self.memory
         fade = math.exp(-n / min(max(self.total, least), most))
         self.weight = fade * self.weight + n
-        self.power = fade * self.power + self.sum_yy
-        scale = math.sqrt(self.power / self.weight)
+        recent = math.exp(-n / least)
+        self.power = recent * self.power + (1 - recent) * self.sum_yy / n
+        self.known = recent * self.known + (1 - recent)
+        scale = math.sqrt(self.power / self.known)
         if scale == 0.0 or not math.isfinite(1 / scale):
             return False
         self.limit = self.clip * scale
@@ -235,7 +237,7 @@ class AveragedRule:
         slopes = bend * (self.roots - self.positions[index])
         slope = float(likelihood @ slopes)
         doubt = math.sqrt(max(float(likelihood @ (slopes - slope) ** 2), 0.0))
-        return slope * math.sqrt(self.power / self.weight) if abs(slope) > 2 * doubt else None
+        return slope * math.sqrt(self.power / self.known) if abs(slope) > 2 * doubt else None
 
     def _place(self) -> None:
         """Put the window on the grid."""

@@ -80,7 +80,7 @@ def test_table_then_predict(tool, fake, space, tmp_path, capsys):
         (["measure", "prunet_p0", "--backend", "torch", "--threads", "0"], "threads must be at least 1"),
         (["measure", "prunet_p0", "--input-size", "1", "2", "3"], "one side or height and width, got 3"),
         (["measure", "prunet_p0", "--input-size", "-5"], "input size must be positive"),
-        (["table", "prunet_cpu", "--out", "x.jsonl"], "did you mean 'prunet_cpu_small'"),
+        (["table", "prunet_cpu", "--out", "x.jsonl"], "or 'prunet_cpu_small'?"),
         (["predict", "prunet_p0", "--table", "none.jsonl"], "build it: python tools/latency.py table"),
     ],
 )

@@ -55,7 +55,7 @@ def test_files_of_a_run(tiny_config: Path, tmp_path: Path) -> None:
 
 
 def test_full_disk_keeps_the_old_files(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for one checkpoint only, the one before stays, `last_checkpoint` names it, and nothing is half there."""
+    """With room for one checkpoint only, the one before stays, `last_checkpoint` names it, nothing is half there."""
     work_dir = tmp_path / "run"
     run(tiny_config, work_dir, 1)
     before = (work_dir / "epoch_1.pth").read_bytes()

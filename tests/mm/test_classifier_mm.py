@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS as ROOT_MODELS
 
@@ -84,6 +85,22 @@ def test_init_cfg_refuses_what_does_not_fit(tmp_path: Path) -> None:
         build(init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "missing.pth"))).init_weights()
     with pytest.raises(CheckpointError, match="does not exist"):
         build(init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "none.pth"))).init_weights()
+
+
+def test_ddp_and_mixed_precision(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model = MMDistributedDataParallel(build(drop_path_rate=0.1).train())
+        optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model.module(BATCH["inputs"])
+        for _ in range(2):  # a parameter without gradient in the first step would end the second
+            losses = model.train_step(BATCH, optim)
+        assert logits.dtype == torch.bfloat16 and losses["loss"].dtype == torch.float32
+        assert torch.isfinite(losses["loss"])
+        assert len(model.val_step(BATCH)) == 4
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_accuracy() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import prunet_zoo  # noqa: F401
 from prunet_zoo.data.scenes import write_scenes
 from prunet_zoo.errors import CheckpointError, DataError
 from prunet_zoo.mm.channels import follow_spec
-from prunet_zoo.mm.draw import draw_detections
+from prunet_zoo.mm.draw import draw_detections, main
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs" / "detection").glob("*.py"))
@@ -128,7 +129,7 @@ def test_unmodified_mmdet_builds_trains_predicts(tmp_path: Path, name: str) -> N
     before = {n: p.clone() for n, p in model.named_parameters()}
     optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01))
     losses = model.train().train_step(batch(), optim)
-    assert all(np.isfinite(float(v)) for v in losses.values())
+    assert all(np.isfinite(float(torch.as_tensor(v).detach())) for v in losses.values())
     backbone = {n for n in before if n.startswith("backbone.")}
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert len(moved & backbone) > 0.9 * len(backbone)
@@ -159,7 +160,8 @@ def test_shipped_configs_build(path: Path) -> None:
 def scenes_config(tmp_path: Path, epochs: int) -> Config:
     cfg = Config.fromfile(SCENES)
     data = str(write_scenes(tmp_path / "scenes", train=8, val=4)) + "/"
-    cfg.model.backbone.arch = SMALL
+    (tmp_path / "small.json").write_text(json.dumps(SMALL))  # a path: a spec within the config is slow to print
+    cfg.model.backbone.arch = str(tmp_path / "small.json")
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = data
         loader.batch_size = 4
@@ -188,6 +190,7 @@ def test_train_resume_infer_draw(tmp_path: Path) -> None:
     checkpoint = tmp_path / "work" / "epoch_2.pth"
     config = tmp_path / "config.py"
     resumed.dump(str(config))
+    work = tmp_path / "work"
     inferencer = DetInferencer(model=str(config), weights=str(checkpoint), device="cpu", show_progress=False)
     image = str(tmp_path / "scenes" / "images" / "val" / "00000.jpg")
     assert set(inferencer(image)["predictions"][0]) >= {"bboxes", "labels", "scores"}
@@ -197,3 +200,15 @@ def test_train_resume_infer_draw(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no image"):
         draw_detections(config, checkpoint, [], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+    assert main([str(work), "--count", "2", "--out", str(tmp_path / "again.png")]) == 0
+    assert (tmp_path / "again.png").is_file()
+
+
+def test_draw_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert main([str(tmp_path)]) == 2
+    assert "no last_checkpoint" in capsys.readouterr().err
+    (tmp_path / "config.py").write_text("model = {}")
+    (tmp_path / "last_checkpoint").write_text("/gone/epoch_3.pth")
+    assert main([str(tmp_path)]) == 2
+    assert "epoch_3.pth, which does not exist" in capsys.readouterr().err

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +35,8 @@ SPACE = {
 }
 CONFIG = """
 _base_ = ["{root}/configs/search/tiered_prunet-cpu-small_digits.py"]
+custom_imports = dict(imports=["prunet_zoo", "stop_hook"])
+custom_hooks = [dict(type="StopAt")]
 model = dict(space="{space}")
 small = dict(max_per_class=20)
 train_dataloader = dict(batch_size=16, dataset=small)
@@ -48,7 +49,23 @@ train_cfg = dict(
     latency=dict(_delete_=True, type="macs"),
 )
 param_scheduler = dict(T_max=6)
+randomness = dict(seed=3)
 """
+STOP_HOOK = """
+import os
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class StopAt(Hook):
+    priority = "VERY_HIGH"
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        at, number = map(int, os.environ.get("STOP_AT", "-1:0").split(":"))
+        if runner.iter == at:
+            os.kill(os.getpid(), number)
+"""
+STEPS = 10  # weight steps of an epoch: 20 images a class, 80% of them, batches of 16
 
 
 @pytest.fixture
@@ -56,35 +73,21 @@ def config(tmp_path: Path) -> Path:
     (tmp_path / "space.json").write_text(json.dumps(SPACE))
     path = tmp_path / "search.py"
     path.write_text(CONFIG.format(root=ROOT, space=tmp_path / "space.json"))
+    (tmp_path / "stop_hook.py").write_text(STOP_HOOK)
     return path
 
 
-def command(config: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, str(ROOT / "tools" / "search.py"), str(config), "--work-dir", str(out), *more]
-
-
-def run(config: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(config, out, *more), capture_output=True, text=True, env=env, timeout=300)
-
-
-def kill_when(config: Path, out: Path, ready, signum: int) -> subprocess.Popen[str]:
-    """Start a search, send it a signal once ``ready()``, and wait for its end."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(config, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    deadline = time.monotonic() + 200
-    while not ready():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signum)
-    process.out, process.err = process.communicate(timeout=100)  # type: ignore[attr-defined]
-    return process
+def run(config: Path, out: Path, *more: str, stop_at: str = "-1:0") -> subprocess.CompletedProcess[str]:
+    """Run the tool; ``stop_at`` is "iteration:signal number", sent by the process to itself."""
+    paths = os.pathsep.join([str(config.parent), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "STOP_AT": stop_at}
+    command = [sys.executable, str(ROOT / "tools" / "search.py"), str(config), "--work-dir", str(out), *more]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
 
 
 def test_result_files_and_exact_resume_after_kill_9_and_sigterm(config: Path, tmp_path: Path):
     whole = tmp_path / "whole"
-    done = run(config, whole, "--seed", "3")
+    done = run(config, whole)
     assert done.returncode == 0, done.stderr
     spec = read_weights_spec(whole / "weights.safetensors")
     report = json.loads((whole / "report.json").read_text())
@@ -98,39 +101,30 @@ def test_result_files_and_exact_resume_after_kill_9_and_sigterm(config: Path, tm
     assert list(whole.glob("*/vis_data/events.out.tfevents*")), "no TensorBoard file"
 
     killed = tmp_path / "killed"
-    config_seed = ("--seed", "3", "--resume")
-    config.write_text(config.read_text() + "randomness = dict(seed=3)\n")
-    kill_when(config, killed, lambda: (killed / "epoch_3.pth").is_file(), signal.SIGKILL)
-    assert not (killed / "spec.json").exists()
-    stopped = kill_when_resumed(config, killed, config_seed)
-    assert stopped.returncode == 143 and "--resume" in stopped.err and "saved in" in stopped.err
-    again = run(config, killed, *config_seed)
+    assert run(config, killed, stop_at=f"{3 * STEPS + 4}:{signal.SIGKILL}").returncode == -signal.SIGKILL
+    assert (killed / "epoch_3.pth").is_file() and not (killed / "spec.json").exists()
+    stopped = run(config, killed, "--resume", stop_at=f"{4 * STEPS + 6}:{signal.SIGTERM}")
+    assert stopped.returncode == 143 and "--resume" in stopped.stderr and "saved in" in stopped.stderr, stopped.stderr
+    assert (killed / "interrupted.pth").is_file()
+    again = run(config, killed, "--resume")
     assert again.returncode == 0, again.stderr
     for name in ("spec.json", "weights.safetensors"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
-    same = {"loss", "expected", "candidates", "depth", "widths", "dual", "arch_acc"}
-    rows = [[{k: r.get(k) for k in same} for r in json.loads((d / "report.json").read_text())["history"]] for d in (whole, killed)]
-    assert rows[0] == rows[1]
+    same = ("loss", "expected", "candidates", "depth", "widths", "dual", "arch_acc")
+    both = [json.loads((folder / "report.json").read_text())["history"] for folder in (whole, killed)]
+    assert [[row.get(k) for k in same] for row in both[0]] == [[row.get(k) for k in same] for row in both[1]]
 
     before = (killed / "report.json").stat().st_mtime_ns
-    finished = run(config, killed, *config_seed)  # a finished search is not run again
+    finished = run(config, killed, "--resume")  # a finished search is not run again
     assert finished.returncode == 0 and (killed / "report.json").stat().st_mtime_ns == before
 
 
-def kill_when_resumed(config: Path, out: Path, options: tuple[str, ...]) -> subprocess.Popen[str]:
-    """Resume a search and stop it by SIGTERM within an epoch."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command(config, out, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-    )
-    deadline = time.monotonic() + 200
-    while not (out / "epoch_4.pth").is_file():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.005)
-    time.sleep(0.3)  # into the next epoch
-    process.send_signal(signal.SIGTERM)
-    process.out, process.err = process.communicate(timeout=100)  # type: ignore[attr-defined]
-    return process
+def test_results_of_an_earlier_search_do_not_survive_a_new_one(config: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "spec.json").write_text("{}")
+    assert run(config, out, stop_at=f"2:{signal.SIGKILL}").returncode == -signal.SIGKILL
+    assert not (out / "spec.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -18,7 +19,9 @@ import torch
 from safetensors import safe_open
 
 from prunet_zoo import create_model, load_spec, save_weights
+from prunet_zoo.files import WriteError
 from prunet_zoo.mm.cli import load_config, run_tool
+from prunet_zoo.mm.interrupts import Interrupted
 from prunet_zoo.mm.training import is_detection, make_data, set_arch, set_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,10 +47,11 @@ def call(name: str, *argv: str | Path) -> int:
     return int(caught.value.code or 0)
 
 
-def start(config: Path, work_dir: Path, *argv: str) -> subprocess.Popen[str]:
+def start(config: Path, work_dir: Path, *argv: str, new_group: bool = False) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "tools/train.py"), str(config), "--work-dir", str(work_dir), *argv]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, start_new_session=new_group, **pipes)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -74,11 +78,12 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert records[0]["metrics"] == records[1]["metrics"] and records[0]["best"] == records[1]["best"]
 
 
-@pytest.fixture
-def whole(tiny_config: Path, tmp_path: Path) -> Path:
-    """The work directory of an uninterrupted run."""
-    assert call("train", tiny_config, "--work-dir", tmp_path / "whole", *QUIET) == 0
-    return tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work directory of an uninterrupted run; not to be changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert call("train", tiny_config, "--work-dir", folder, *QUIET) == 0
+    return folder
 
 
 def test_results_and_test_tool(
@@ -139,10 +144,46 @@ def test_sigterm_prints_the_command_that_continues(whole: Path, tiny_config: Pat
     assert process.returncode == 143, message
     assert "The state is saved in" in message and "Continue with:" in message
     command = shlex.split(message.strip().splitlines()[-1])
-    assert command[0] == "python" and "--resume" in command
-    subprocess.run([sys.executable, *command[1:]], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
+    assert command[:2] == ["python", str(ROOT / "tools/train.py")] and "--resume" in command
+    assert call("train", *command[2:]) == 0
     assert_same_run(whole, work_dir)
+
+
+def test_ctrl_c_reaches_the_workers_too(tiny_config: Path, tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to the whole group: dataloader workers must neither die of it nor speak."""
+    process = start(tiny_config, tmp_path / "run", *QUIET, "train_dataloader.num_workers=2", new_group=True)
+    wait_for(tmp_path / "run" / "epoch_1.pth", process)
+    os.killpg(process.pid, signal.SIGINT)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, message
+    assert "The state is saved in" in message and message.count("SIGINT") == 1 and "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x.json"), 2, "error: the disk is full while writing x.json"),
+        (WriteError("cannot write x"), 2, "error: cannot write x"),
+        (KeyboardInterrupt(), 130, "Continue with:"),
+        (Interrupted(signal.SIGTERM, "saved in y"), 143, "saved in y"),
+    ],
+)
+def test_exit_status(error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: object) -> int:
+        raise error
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        run_tool(main)
+    signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == status and message in capsys.readouterr().err
+
+
+def test_errors_of_the_program_keep_their_traceback() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError):
+        run_tool(lambda argv: 1 // 0)
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_resume_without_a_checkpoint_starts_anew(whole: Path, tiny_config: Path, tmp_path: Path) -> None:
@@ -163,11 +204,11 @@ def test_bad_input(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "did you mean 'prunet_p1' or 'prunet_p0'" in fails(tiny_config, "--arch", "prunet_p2")
     assert "none.pth does not exist" in fails(tiny_config, "--weights", "none.pth")
     assert "needs a GPU" in fails(tiny_config, "--amp") or torch.cuda.is_available()
+    assert "needs GPUs" in fails(tiny_config, "--launcher", "pytorch") or torch.cuda.is_available()
     assert "base_batch_size" in fails(tiny_config, "--auto-scale-lr")
-    folder = "train_dataloader.dataset=dict(type='ImageFolderDataset',data_root='/nowhere',split='train')"
-    path = tmp_path / "folder.py"
-    path.write_text(f"_base_ = ['{tiny_config}']\n{folder.replace('dataset=', '= dict(dataset=').replace('.= ', ' = ')})\n"
-                    .replace("dict(type", "dict(_delete_=True, type"))  # fmt: skip
+    path = tmp_path / "changed.py"
+    dataset = "dict(_delete_=True, type='ImageFolderDataset', data_root='/nowhere')"
+    path.write_text(f"_base_ = ['{tiny_config}']\ntrain_dataloader = dict(dataset={dataset})\n")
     assert "image folder /nowhere does not exist" in fails(path)
     path.write_text(f"_base_ = ['{tiny_config}']\noptim_wrapper = dict(optimizer=dict(lr=float('inf')))\n")
     assert "is nan at iteration" in fails(path)
@@ -203,7 +244,8 @@ def test_decay_of_the_published_recipe() -> None:
     cfg = load_config(ROOT / "configs/classification/prunet-p0_imagenet.py")
     milestones = cfg.param_scheduler[1].milestones
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.08)
-    theirs = StepLRScheduler(optimizer, decay_t=2.4, decay_rate=0.97, warmup_t=3, warmup_lr_init=1e-6, warmup_prefix=False)
+    warmup = dict(warmup_t=3, warmup_lr_init=1e-6, warmup_prefix=False)  # timm had no prefix when it was published
+    theirs = StepLRScheduler(optimizer, decay_t=2.4, decay_rate=0.97, **warmup)
     for epoch in range(3, 450):
         theirs.step(epoch)
         ours = 0.08 * 0.97 ** sum(m <= epoch for m in milestones)

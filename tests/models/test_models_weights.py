@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from prunet_zoo import create_model, load_weights, save_weights
+from prunet_zoo import create_model, load_spec, load_weights, save_weights
 from prunet_zoo.errors import CheckpointError
 from prunet_zoo.files import WriteError
 from prunet_zoo.models import PruNetBackbone, PruNetClassifier, load_state, read_weights_spec
@@ -214,3 +214,14 @@ def test_full_disk_keeps_the_old_weights(model: PruNetClassifier, file: Path, mo
         save_weights(file, create_model(SMALL).state_dict(), model.spec)
     assert file.read_bytes() == before
     assert [p.name for p in file.parent.iterdir()] == [file.name]
+
+
+def test_equal_weights_are_equal_files(tmp_path):
+    stages = load_spec("prunet_p0").model_dump()["stages"][:3]
+    spec = load_spec("prunet_p0").replace(stages=stages, num_classes=3)
+    model = create_model(spec)
+    paths = [tmp_path / f"{name}.safetensors" for name in ("a", "b", "c")]
+    for path in paths:
+        save_weights(path, model.state_dict(), spec, accuracy=0.5, seed=1, note="x")
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert len(load_weights(create_model(spec), paths[0])) == len(model.state_dict())

@@ -134,7 +134,7 @@ def test_one_wild_gradient_does_not_decide() -> None:
 def test_no_signal_moves_nothing() -> None:
     window = WidthWindow(range(8, 129, 8))
     pair = (window.small, window.large)
-    assert sum(window.observe(0.5, 0.0) for _ in range(100)) == 5  # the periods end all the same
+    assert sum(window.observe(0.5, 0.0) for _ in range(100)) == 10  # the periods end all the same
     assert (window.small, window.large) == pair
 
 
@@ -196,7 +196,7 @@ def test_foreign_state() -> None:
 
 
 def test_regret_of_the_benchmark() -> None:
-    """150 problems of the benchmark: below METHODS' 0.2%, 1%, 3-4%, and below the plain rule in the same run."""
+    """150 problems: below 0.2%, 0.6% and 3% for noise 0, 0.1 and 0.5, and below the plain rule in the same run."""
     spec = importlib.util.spec_from_file_location("prunode_convergence", BENCHMARK)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

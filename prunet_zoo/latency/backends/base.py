@@ -15,6 +15,7 @@ from torch import nn
 
 from prunet_zoo.errors import LatencyError
 
+_HAS_FINE_CPU_CLOCK = time.get_clock_info("thread_time").resolution <= 1e-6  # 16 ms on Windows
 INTERRUPTION_NS = 2000  # an interrupt and the switch to another process take longer; the clocks differ by less
 
 
@@ -46,7 +47,7 @@ class Session:
 
     def __init__(self, run: Callable[[], object], in_thread: bool = False, spins: bool = False) -> None:
         self.run = run
-        self.in_thread = in_thread
+        self.in_thread = in_thread and _HAS_FINE_CPU_CLOCK
         self.spins = spins
         self.interrupted = 0
 
