@@ -4,13 +4,13 @@
 
 One inverted residual block, its greatest hidden width always the same, searched over 2 … 64 widths:
 
-prunode   one execution at d_L, the channels d_S…d_L weighted (ours). The window stands at the top of the grid, d_L = d_max:
-          the dearest place it can be in.
+prunode   one execution at d_L, the channels d_S…d_L weighted (ours). The window stands at the top of the grid,
+          d_L = d_max: the dearest place it can be in.
 paths     one path per width, each with its own weights (as in DARTS, arXiv 1806.09055).
 masks     one execution at d_max and one mask per width (as in FBNetV2, arXiv 2004.05565).
 
-``step_ms`` is forward + backward, all methods and widths timed in turn in one run. ``peak_mb`` is the greatest amount of
-memory that the step holds at once beyond the weights, from the allocator's own events (on CUDA:
+``step_ms`` is forward + backward, all methods and widths timed in turn in one run. ``peak_mb`` is the greatest amount
+of memory that the step holds at once beyond the weights, from the allocator's own events (on CUDA:
 ``torch.cuda.max_memory_allocated``), so it does not depend on what else runs.
 """
 
@@ -159,7 +159,12 @@ def main() -> None:
     slow = [key for key in timed if key[0] == "paths"]
     figures |= dict(zip(slow, time_together([steps[k] for k in slow], seconds=seconds / 2, min_rounds=3), strict=True))
     rows = [
-        {"method": m, "widths": n, "step_ms": round(figures[m, n].median_ms, 4), "peak_mb": round(steps[m, n].peak_mb(), 3)}
+        {
+            "method": m,
+            "widths": n,
+            "step_ms": round(figures[m, n].median_ms, 4),
+            "peak_mb": round(steps[m, n].peak_mb(), 3),
+        }
         for m, n in timed
     ]
     _print(rows, args.device)
@@ -168,17 +173,25 @@ def main() -> None:
 
 
 def _print(rows: list[dict[str, object]], device: str) -> None:
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()}, 1 thread"
-    table = Table(title=f"IRB {CHANNELS}→{CHANNELS}, d_max {D_MAX}, batch 16, 14×14 px; {name}; {datetime.date.today()}")
+    name = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()}, 1 thread"
+    )
+    table = Table(
+        title=f"IRB {CHANNELS}→{CHANNELS}, d_max {D_MAX}, batch 16, 14×14 px; {name}; {datetime.date.today()}"
+    )
     for column in ("method", "widths", "step_ms", "× of 2 widths", "peak_mb", "× of 2 widths"):
         table.add_column(column, justify="right" if column != "method" else "left")
     base = {r["method"]: r for r in rows if r["widths"] == 2}
     for r in rows:
         ratios = [f"{float(str(r[k])) / float(str(base[r['method']][k])):.3f}" for k in ("step_ms", "peak_mb")]
-        table.add_row(str(r["method"]), str(r["widths"]), f"{r['step_ms']:.2f}", ratios[0], f"{r['peak_mb']:.2f}", ratios[1])
+        table.add_row(
+            str(r["method"]), str(r["widths"]), f"{r['step_ms']:.2f}", ratios[0], f"{r['peak_mb']:.2f}", ratios[1]
+        )
     Console(width=100).print(table)
     flat = [r for r in rows if r["method"] == "prunode"]
-    spread = {k: max(float(str(r[k])) for r in flat) / min(float(str(r[k])) for r in flat) - 1 for k in ("step_ms", "peak_mb")}
+    spread = {
+        k: max(float(str(r[k])) for r in flat) / min(float(str(r[k])) for r in flat) - 1 for k in ("step_ms", "peak_mb")
+    }
     print(json.dumps({"prunode_spread": {k: round(v, 4) for k, v in spread.items()}}))
 
 

@@ -1,10 +1,10 @@
 """Do searches hit their latency targets? Two targets a factor 2 apart, and the first of them twice with the same seed.
 
-    python benchmarks/search_targets.py [--json F] [--quick] [--config CONFIG] [--target-ms T] [--table FILE] [--work-dir D]
+    python benchmarks/search_targets.py [--json F] [--quick] [--config CONFIG] [--target-ms T] [--table FILE]
 
-Runs ``tools/search.py`` for T, T again, and 2T with one latency table, then measures the networks in turn in one process
-(the same disturbances hit all). Prints target, predicted and measured latency, the ratio of the two networks' latencies,
-and whether the repeated search found the same network.
+Runs ``tools/search.py`` for T, T again, and 2T with one latency table, then measures the networks in turn in one
+process (the same disturbances hit all). Prints target, predicted and measured latency, the ratio of the two networks'
+latencies, and whether the repeated search found the same network.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--quick", action="store_true", help="4 epochs a search")
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--target-ms", type=float, help="T; default: a quarter of the way through the space's range")
+    parser.add_argument("--target-ms", type=float, help="T; default: a quarter of the way through the range")
     parser.add_argument("--table", type=Path, help="latency table; default: measured first")
     parser.add_argument("--work-dir", type=Path, help="keep the searches here; default: a temporary folder")
     parser.add_argument("--seed", type=int, default=0)

@@ -2,8 +2,9 @@
 
     bash tools/quickstart.sh [--target-ms T] [--work-dir D] [--seed N] [--fresh]
 
-It runs the same tools that you would (every command is printed), on scikit-learn's digit scans and on scenes made of them,
-and ends with a table, a picture of detections and D/summary.json. A second call goes on where the first was stopped.
+It runs the same tools that you would (every command is printed), on scikit-learn's digit scans and on scenes made of
+them, and ends with a table, a picture of detections and D/summary.json. A second call goes on where the first was
+stopped.
 """
 
 from __future__ import annotations
@@ -56,11 +57,15 @@ class Quickstart:
         self.console.print(f"$ python {shlex.join(words)}", style="dim", highlight=False, soft_wrap=True)
         start = time.perf_counter()
         capture = "--json" in words
-        done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE if capture else None, text=True)
+        done = subprocess.run(
+            [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE if capture else None, text=True
+        )
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 1)
         write_json(self.timing_file, self.seconds)
         if done.returncode:
-            raise StageError(f"stage '{stage}' ended with status {done.returncode}; mend what it says above, then run again")
+            raise StageError(
+                f"stage '{stage}' ended with status {done.returncode}; mend what it says above, then run again"
+            )
         return done.stdout or ""
 
     def summary(self, target: float) -> dict[str, Any]:
@@ -88,15 +93,17 @@ class Quickstart:
     def show(self, summary: dict[str, Any], target_range: tuple[float, float]) -> None:
         """Print the table at the end."""
         table = Table(title=f"{summary['device']}, ONNX Runtime, 1 thread, batch 1", show_header=False)
+        low, high = target_range
+        error = 100 * (summary["measured_ms"] / summary["target_ms"] - 1)
         rows = [
-            ("latency target", f"{summary['target_ms']:.4g} ms  (the space reaches {target_range[0]:.3g} to {target_range[1]:.3g})"),
+            ("latency target", f"{summary['target_ms']:.4g} ms  (the space reaches {low:.3g} to {high:.3g})"),
             ("predicted by the table", f"{summary['predicted_ms']:.4g} ms"),
-            ("measured", f"{summary['measured_ms']:.4g} ms  ({100 * (summary['measured_ms'] / summary['target_ms'] - 1):+.1f}% of the target)"),
+            ("measured", f"{summary['measured_ms']:.4g} ms  ({error:+.1f}% of the target)"),
             ("digits top-1, 360 unseen scans", f"{summary['top1']:.2f} %"),
             ("digit scenes box mAP50 / mAP", f"{summary['map50']:.3f} / {summary['map']:.3f}"),
             ("parameters, MACs at 32 px", f"{summary['params']:,}, {summary['macs']:,}"),
             ("seconds by stage", ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items())),
-        ]  # fmt: skip
+        ]
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
@@ -111,8 +118,8 @@ class Quickstart:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target-ms", type=float, help="latency budget; default: a third of the way from the fastest to the "
-                        "slowest network of the space on this machine")  # fmt: skip
+    budget = "latency budget; default: a third of the way from the fastest to the slowest network on this machine"
+    parser.add_argument("--target-ms", type=float, metavar="T", help=budget)
     parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs" / "quickstart", metavar="D")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="remove what an earlier call left in D")
@@ -124,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     quick, table_file = Quickstart(out, args.seed), out / "latency_table.jsonl"
     space = load_space(SPACE)
 
-    quick.run("table", "1/6  Latency table of this machine", "tools/latency.py", "table", SPACE, "--out", str(table_file))
+    quick.run(
+        "table", "1/6  Latency table of this machine", "tools/latency.py", "table", SPACE, "--out", str(table_file)
+    )
     table = LatencyTable.load(table_file)
     low, high = (cost for cost, _ in cost_range(table, space))
     target = args.target_ms if args.target_ms is not None else float(f"{low + (high - low) / 3:.2g}")

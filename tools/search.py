@@ -1,4 +1,6 @@
-"""Search an architecture: python tools/search.py CONFIG [--target-ms T] [--table FILE] [--work-dir D] [--seed N] [--resume].
+"""Search an architecture for a latency budget.
+
+    python tools/search.py CONFIG [--target-ms T] [--table FILE] [--work-dir D] [--seed N] [--resume]
 
 D ends with spec.json, weights.safetensors (spec inside), report.json and report.html.
 """
@@ -27,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         measured = report["measured"]
         told = f", measured {measured['median_ms']:.4g} ms" if measured else ""
         print(
-            f"{report['name']}: target {report['target']:.4g} {report['unit']}, predicted {report['predicted']:.4g}{told}; "
-            f"see {cfg.work_dir}/report.html"
+            f"{report['name']}: target {report['target']:.4g} {report['unit']}, "
+            f"predicted {report['predicted']:.4g}{told}; see {cfg.work_dir}/report.html"
         )
     return 0
 

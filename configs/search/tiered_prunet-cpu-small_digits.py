@@ -1,6 +1,6 @@
-"""Tiered pruning in the space prunet_cpu_small on the built-in digits, for a latency of this machine's CPU (one thread).
+"""Tiered pruning in the space prunet_cpu_small on the built-in digits, for this machine's CPU (one thread).
 
-    python tools/search.py configs/search/tiered_prunet-cpu-small_digits.py --target-ms 0.4
+python tools/search.py configs/search/tiered_prunet-cpu-small_digits.py --target-ms 0.4
 """
 
 _base_ = ["../_base_/search_runtime.py"]

@@ -30,7 +30,9 @@ train_cfg = dict(
     latency=dict(backend="torch", threads=1),
     recalibration_batches=200,
 )  # fmt: skip
-optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.4, momentum=0.9, nesterov=True, weight_decay=2e-5))
+optim_wrapper = dict(
+    type="OptimWrapper", optimizer=dict(type="SGD", lr=0.4, momentum=0.9, nesterov=True, weight_decay=2e-5)
+)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, begin=0, end=5, by_epoch=True, convert_to_iter_based=True),
     dict(type="CosineAnnealingLR", T_max=85, begin=5, end=90, by_epoch=True, convert_to_iter_based=True),

@@ -41,7 +41,7 @@ def make_cost(
         return MacsCost()
     if type != "latency":
         raise LatencyError(f"latency.type must be 'latency' or 'macs', got {type!r}")
-    wanted = {"backend": backend, "threads": threads, "batch": batch, "dtype": dtype}
+    wanted: dict[str, Any] = {"backend": backend, "threads": threads, "batch": batch, "dtype": dtype}
     if table is None:
         return build_table(space, Path(work_dir) / TABLE_FILE, **wanted)
     loaded = LatencyTable.load(table)

@@ -24,17 +24,21 @@ class SearchStateHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the loop's state."""
-        checkpoint["search"] = runner.train_loop.state_dict()  # type: ignore[attr-defined]
+        checkpoint["search"] = runner.train_loop.state_dict()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Prune the super-network to the checkpoint's structure, and see that every tensor will find its place."""
         if "search" not in checkpoint:
-            raise CheckpointError("this checkpoint is not one of a search; start without --resume or give another work dir")
-        runner.train_loop.load_state_dict(checkpoint["search"])  # type: ignore[attr-defined]
+            raise CheckpointError(
+                "this checkpoint is not one of a search; start without --resume or give another --work-dir"
+            )
+        runner.train_loop.load_state_dict(checkpoint["search"])
         have, want = set(checkpoint["state_dict"]), set(runner.model.state_dict())
         if have != want:
             odd = sorted(have ^ want)
-            raise CheckpointError(f"the checkpoint's super-network differs in {len(odd)} tensors: {', '.join(odd[:4])}, …")
+            raise CheckpointError(
+                f"the checkpoint's super-network differs in {len(odd)} tensors: {', '.join(odd[:4])}, …"
+            )
 
 
 @register(RUNNERS)
@@ -59,10 +63,11 @@ class SuperNetRunner(Runner):
         """Search; returns the super-network as it stands at the end."""
         from prunet_zoo.mm.search_result import write_result  # pictures and backends: not with `import prunet_zoo`
 
-        loop = self.build_train_loop(self._train_loop)
+        configured: dict[str, Any] = self._train_loop
+        loop = self.build_train_loop(configured)
         if not isinstance(loop, SearchLoop):
             raise TypeError(f"SuperNetRunner needs train_cfg.type='SearchLoop', got {type(loop).__name__}")
-        self._train_loop = loop
+        self._train_loop: Any = loop
         loop.prepare()
         self.register_hook(SearchStateHook())
         model = super().train()

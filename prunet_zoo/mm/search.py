@@ -25,14 +25,16 @@ def set_target(cfg: Config, target: float | None, table: str | Path | None) -> N
     loop = cfg.get("train_cfg") or {}
     if cfg.get("runner_type") != "SuperNetRunner" or "strategy" not in loop or "latency" not in loop:
         raise ConfigError(
-            f"{cfg.filename} is not a search config: it needs runner_type='SuperNetRunner' and a train_cfg with strategy "
-            "and latency; see configs/search/"
+            f"{cfg.filename} is not a search config: it needs runner_type='SuperNetRunner' and a train_cfg with "
+            "strategy and latency; see configs/search/"
         )
     if target is not None:
         cfg.train_cfg.strategy.target = target
     if table is not None:
         if not Path(table).is_file():
-            raise LatencyError(f"latency table {table} does not exist; make it with: python tools/latency.py table SPACE")
+            raise LatencyError(
+                f"latency table {table} does not exist; make it with: python tools/latency.py table SPACE"
+            )
         cfg.train_cfg.latency.table = str(table)
 
 

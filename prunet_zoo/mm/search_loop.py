@@ -64,14 +64,16 @@ class SearchLoop(ResumableEpochLoop):
         self._totals, self._elapsed = dict.fromkeys(_AVERAGED, 0.0), 0.0
         for loader, part in ((self.dataloader, "weights'"), (self.arch_dataloader, "architecture's")):
             if not len(loader):
-                raise DataError(f"the {part} part of the training images gives no batch; lower batch_size or add images")
+                raise DataError(
+                    f"the {part} part of the training images gives no batch; lower batch_size or add images"
+                )
         if not isinstance(runner.model, SuperNetClassifier):
             raise TypeError(f"SearchLoop needs a SuperNetClassifier as model, got {type(runner.model).__name__}")
 
     @property
     def supernet(self) -> SuperNet:
         """The super-network."""
-        return self.runner.model.supernet  # type: ignore[no-any-return]
+        return self.runner.model.supernet
 
     def prepare(self) -> None:
         """Load or measure the latency table and bind the strategy (before weights are loaded or resumed)."""
@@ -81,7 +83,7 @@ class SearchLoop(ResumableEpochLoop):
         self.strategy.setup(self.supernet, self.cost, self.max_epochs, self.runner.seed, len(self.dataloader))
 
     def run_epoch(self) -> None:
-        """One epoch, or what is left of it: a weight step a batch, each followed by an architecture step when it is time."""
+        """One epoch, or what is left of it: a weight step a batch, after the warm-up each followed by one on θ."""
         runner, done = self.runner, self._iter - self._epoch * len(self.dataloader)
         with_arch = self.strategy.wants_arch_step(self._epoch)
         if torch.cuda.is_available():
@@ -122,7 +124,7 @@ class SearchLoop(ResumableEpochLoop):
         figures = self.strategy.arch_step(loss, average_gradients)
         if not all(map(math.isfinite, figures.values())):
             raise TrainingError(
-                f"the architecture's loss is not finite in epoch {self._epoch + 1} ({figures}); checkpoints from before it "
+                f"the architecture's loss is not finite in epoch {self._epoch + 1} ({figures}); earlier checkpoints "
                 "are kept. Lower the learning rate (--cfg-options optim_wrapper.optimizer.lr=…) and start again."
             )
         return {**figures, "arch_acc": float(seen["acc"])}

@@ -35,7 +35,7 @@ def write_result(runner: SuperNetRunner) -> dict[str, Any]:
 
 
 def _write(runner: SuperNetRunner) -> dict[str, Any]:
-    loop: SearchLoop = runner.train_loop  # type: ignore[assignment]
+    loop: SearchLoop = runner.train_loop
     supernet, cost, out = loop.supernet, loop.cost, Path(runner.work_dir)
     target = loop.strategy.status()["target"]
     encoding = loop.strategy.finish()

@@ -82,7 +82,10 @@ def read_weights_spec(path: str | Path) -> NetSpec:
 
 
 def load_weights(
-    model: nn.Module, source: str | Path | Mapping[str, torch.Tensor], prefix: str | None = None, skip: Iterable[str] = ()
+    model: nn.Module,
+    source: str | Path | Mapping[str, torch.Tensor],
+    prefix: str | None = None,
+    skip: Iterable[str] = (),
 ) -> list[str]:
     """Copy weights into ``model``: every tensor of the model must be there with its shape.
 
@@ -107,7 +110,9 @@ def load_weights(
     missing = [name for name in wanted if found + name not in state]
     if len(missing) == len(wanted):
         tried = " or ".join(repr(p) for p in prefixes)
-        raise CheckpointError(f"no tensor in {origin} fits with prefix {tried}; it has {_few(state)}, wanted {_few(wanted)}")
+        raise CheckpointError(
+            f"no tensor in {origin} fits with prefix {tried}; it has {_few(state)}, wanted {_few(wanted)}"
+        )
     if missing:
         raise CheckpointError(f"{origin} lacks {len(missing)} of {len(wanted)} tensors: {_few(missing)}")
     wrong = [n for n in wanted if state[found + n].shape != wanted[n].shape]

@@ -23,10 +23,10 @@ def adjust_widths(
 ) -> Encoding:
     """Return the architecture near ``found`` whose cost is in (0.97·target, target]. Rules are ours.
 
-    The search leaves every width d* where one channel more is worth what it costs: at the price that the dual variable has
-    reached, s = price · c'(d*) / target of loss per channel. So the worth of width d is taken as s·d*·ln(d/d*): concave,
-    with slope s at d*. A grouped knapsack then takes the widths of greatest total worth. Only where widths alone cannot reach the interval are other candidates and skips
-    admitted, those that the search preferred first.
+    The search leaves every width d* where one channel more is worth what it costs: at the price that the dual variable
+    has reached, s = price · c'(d*) / target of loss per channel. So the worth of width d is taken as s·d*·ln(d/d*):
+    concave, with slope s at d*. A grouped knapsack then takes the widths of greatest total worth. Only where widths
+    alone cannot reach the interval are other candidates and skips admitted, those that the search preferred first.
 
     Args:
         space: the search space.
@@ -93,7 +93,7 @@ def _all_options(
     scale: float,
     preference: Mapping[tuple[int, int | None], float],
 ) -> list[Option]:
-    """``own`` and every other choice of the layer, at a penalty that makes leaving the found candidate a last resort."""
+    """``own`` and every other choice of the layer, at a penalty: leaving the found candidate is a last resort."""
     layer, lowest = space.layers[index], -20.0
     kept = own[0].key[0] if isinstance(own[0].key, tuple) else None
     options = list(own)

@@ -1,4 +1,4 @@
-"""report.html: the network found layer by layer, and how latency, candidates and accuracy went. One self-contained file."""
+"""report.html: the network found, layer by layer, and how the search went. One self-contained file."""
 
 from __future__ import annotations
 
@@ -118,7 +118,8 @@ def render_report(report: dict[str, Any], spec: NetSpec, space: SearchSpace) -> 
     if report["history"]:
         pictures.append(draw_history(report))
     images = "\n".join(
-        f'<p><img alt="figure" src="data:image/png;base64,{base64.b64encode(figure_png(f)).decode()}"></p>' for f in pictures
+        f'<p><img alt="figure" src="data:image/png;base64,{base64.b64encode(figure_png(f)).decode()}"></p>'
+        for f in pictures
     )
     measured = report["measured"]
     unit = report["unit"]
@@ -141,8 +142,8 @@ def render_report(report: dict[str, Any], spec: NetSpec, space: SearchSpace) -> 
     layers = _table(
         ["block", "type", "kernel", "hidden", "in → out", "stride", "map"],
         [
-            [p.name, p.block.type, p.block.kernel_size, p.block.hidden or "", f"{p.in_channels} → {p.block.out_channels}",
-             p.stride, f"{p.out_size[0]}×{p.out_size[1]}"]
+            [p.name, p.block.type, p.block.kernel_size, p.block.hidden or "",
+             f"{p.in_channels} → {p.block.out_channels}", p.stride, f"{p.out_size[0]}×{p.out_size[1]}"]
             for p in spec.placed()
         ],
     )  # fmt: skip
@@ -153,7 +154,8 @@ def render_report(report: dict[str, Any], spec: NetSpec, space: SearchSpace) -> 
     return (
         f"<!doctype html><html><head><meta charset='utf-8'><title>{html.escape(spec.name)}</title><style>"
         "body{font:14px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1000px;color:#222}"
-        "table{border-collapse:collapse;margin:.6em 0}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left}"
+        "table{border-collapse:collapse;margin:.6em 0}"
+        "td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left}"
         f"img{{max-width:100%}}</style></head><body><h1>{html.escape(spec.name)}</h1>{table}{images}"
         f"<h2>Layers</h2>{layers}<h2>Pruned during the search</h2>{events}</body></html>\n"
     )

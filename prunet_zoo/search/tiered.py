@@ -32,8 +32,8 @@ class TieredPruning(SearchStrategy):
         tau: Gumbel-softmax temperature at the start and the end of the architecture's learning (geometric annealing).
         lr: learning rate of Adam on the architecture's logits.
         dual_lr: step of λ per unit of log(E[cost] / T).
-        damping: weight of the quadratic term ½·log(E[cost] / T)², which keeps the dual ascent from swinging and the search
-            near the cost that the network will be given in the end.
+        damping: weight of the quadratic term ½·log(E[cost] / T)², which keeps the dual ascent from swinging and the
+            search near the cost that the network will be given in the end.
         block_kappa: an option under block_kappa / n (n options left in the layer) is removed (tier 2).
         layer_threshold: a layer whose skip is likelier than this is removed (tier 3).
         settle: share of the architecture's epochs before anything is removed.

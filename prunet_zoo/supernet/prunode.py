@@ -1,9 +1,10 @@
 """Prunode: a block whose hidden width is searched with the memory and compute of one block (arXiv 2209.11785).
 
 The paper gives the idea, "a stochastic bi-path building block which can search over inner hidden dimensions with O(1)
-memory and compute"; its formulas were not at hand and the rules here are ours. Two widths d_S < d_L are alive at a time,
-and they share their first d_S channels, so both paths are one execution at width d_L: the hidden channels d_S…d_L count
-with p_L, the first d_S with p_S + p_L = 1. The window (d_S, d_L) moves over the grid, see `window.WidthWindow`.
+memory and compute"; its formulas were not at hand and the rules here are ours. Two widths d_S < d_L are alive at a
+time, and they share their first d_S channels, so both paths are one execution at width d_L: the hidden channels
+d_S…d_L count with p_L, the first d_S with p_S + p_L = 1. The window (d_S, d_L) moves over the grid, see
+`window.WidthWindow`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class PrunodeBlock(nn.Module):
         return self.window is not None and len(self.widths) > 1
 
     def p_large(self, tau: float = 1.0, noise: torch.Tensor | None = None) -> torch.Tensor | None:
-        """Probability of d_L: softmax of the logits (scalar), with ``noise`` (2,) a Gumbel-softmax sample at ``tau``."""
+        """Probability of d_L (scalar): softmax of the logits; with ``noise`` (2,), a Gumbel-softmax sample at ``tau``."""
         if self.width_logits is None:
             return None
         logits = self.width_logits if noise is None else (self.width_logits + noise) / tau

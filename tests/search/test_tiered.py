@@ -48,7 +48,9 @@ def data(n: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     return x, label
 
 
-def run(strategy: TieredPruning, net: SuperNet, epochs: range, optimizer: torch.optim.Optimizer, steps: int = 8) -> None:
+def run(
+    strategy: TieredPruning, net: SuperNet, epochs: range, optimizer: torch.optim.Optimizer, steps: int = 8
+) -> None:
     x, label = data()
     for epoch in epochs:
         strategy.start_epoch(epoch)
@@ -63,7 +65,9 @@ def run(strategy: TieredPruning, net: SuperNet, epochs: range, optimizer: torch.
         strategy.end_epoch(epoch)
 
 
-def fresh(target: float, epochs: int = 8, seed: int = 0, **options) -> tuple[TieredPruning, SuperNet, torch.optim.Optimizer]:
+def fresh(
+    target: float, epochs: int = 8, seed: int = 0, **options
+) -> tuple[TieredPruning, SuperNet, torch.optim.Optimizer]:
     torch.manual_seed(seed)
     net = SuperNet(SPACE)
     strategy = TieredPruning(target, **options)

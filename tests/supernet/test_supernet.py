@@ -34,7 +34,8 @@ def small_space() -> SearchSpace:
                         {"stride": 2, "types": ["conv", "irb"], "hidden": {"step": 8, "max_expansion": 4}},
                         {
                             "repeat": 2, "types": ["irb", "fused_irb"], "se_ratios": [0, 0.25], "kernel_sizes": [3],
-                            "acts": ["relu", "silu", "hard_swish"], "hidden": {"step": 8, "max_expansion": 3}, "skip": True,
+                            "acts": ["relu", "silu", "hard_swish"], "skip": True,
+                            "hidden": {"step": 8, "max_expansion": 3},
                         },
                     ],
                 }
