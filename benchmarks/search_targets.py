@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--quick", action="store_true", help="4 epochs a search")
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--target-ms", type=float, help="T; default: a quarter of the way through the range")
+    parser.add_argument("--target-ms", type=float, help="T; default: a quarter of the way into the range")
     parser.add_argument("--table", type=Path, help="latency table; default: measured first")
     parser.add_argument("--work-dir", type=Path, help="keep the searches here; default: a temporary folder")
     parser.add_argument("--seed", type=int, default=0)
@@ -65,7 +65,8 @@ def main() -> None:
     rows = [
         {
             "run": name, "target_ms": runs[name], "predicted_ms": round(table(spec), 5),
-            "measured_ms": round(records[name].median_ms, 5), "error": round(records[name].median_ms / runs[name] - 1, 4),
+            "measured_ms": round(records[name].median_ms, 5),
+            "error": round(records[name].median_ms / runs[name] - 1, 4),
             "spec": spec.hash, "seed": args.seed, "device": records[name].device, "date": records[name].date,
         }
         for name, spec in found.items()

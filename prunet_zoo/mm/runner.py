@@ -43,7 +43,7 @@ class SearchStateHook(Hook):
 
 @register(RUNNERS)
 class SuperNetRunner(Runner):
-    """Runs a `SearchLoop`: binds strategy and cost first, leaves logits out of the weights' optimiser, writes the result.
+    """Runs a `SearchLoop`: binds strategy and cost, keeps logits from the weights' optimiser, writes the result.
 
     ``train()`` ends with ``spec.json``, ``weights.safetensors``, ``report.json`` and ``report.html`` in the work
     directory.

@@ -49,7 +49,7 @@ class PrunodeBlock(nn.Module):
         return self.window is not None and len(self.widths) > 1
 
     def p_large(self, tau: float = 1.0, noise: torch.Tensor | None = None) -> torch.Tensor | None:
-        """Probability of d_L (scalar): softmax of the logits; with ``noise`` (2,), a Gumbel-softmax sample at ``tau``."""
+        """Probability of d_L (scalar): softmax of the logits, or with ``noise`` (2,) a Gumbel-softmax sample."""
         if self.width_logits is None:
             return None
         logits = self.width_logits if noise is None else (self.width_logits + noise) / tau
