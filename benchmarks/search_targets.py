@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prunet_zoo.files import write_json
-from prunet_zoo.latency import LatencyTable, build_table, measure_together
+from prunet_zoo.latency import LatencyTable, Record, build_table, measure
 from prunet_zoo.search import cost_range
 from prunet_zoo.space import load_space
 from prunet_zoo.spec import NetSpec, load_spec
@@ -43,6 +43,15 @@ def run_search(args: argparse.Namespace, table: Path, target: float, out: Path) 
     return load_spec(out / "spec.json")
 
 
+def measure_in_turn(networks: dict[str, NetSpec], rounds: int = 7) -> dict[str, Record]:
+    """Measure networks in turn several times; each one's record of median latency."""
+    taken: dict[str, list[Record]] = {name: [] for name in networks}
+    for _ in range(rounds):
+        for name, spec in networks.items():
+            taken[name].append(measure(spec))
+    return {name: sorted(rows, key=lambda r: r.median_ms)[rounds // 2] for name, rows in taken.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
@@ -61,7 +70,7 @@ def main() -> None:
     target = args.target_ms or round(low + (high - low) / 4, 3)
     runs = {"T": target, "T again": target, "2T": 2 * target}
     found = {name: run_search(args, path, t, out / name.replace(" ", "_")) for name, t in runs.items()}
-    records = dict(zip(found, measure_together(list(found.values()), seconds=3.0), strict=True))
+    records = measure_in_turn(found)
     rows = [
         {
             "run": name, "target_ms": runs[name], "predicted_ms": round(table(spec), 5),

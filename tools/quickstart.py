@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seed = ("--seed", str(args.seed), "--resume")
     search, classifier, detector = out / "search", out / "classifier", out / "detector"
     quick.run("search", f"2/6  Search for {target:g} ms", "tools/search.py", SEARCH, "--target-ms", str(target),
-              "--table", str(table_file), "--work-dir", str(search), *seed)  # fmt: skip
+              "--table", str(table_file), "--verify", "4", "--work-dir", str(search), *seed)  # fmt: skip
     spec = str(search / "spec.json")
     quick.run("classifier", "3/6  Train the network found as a classifier", "tools/train.py", CLASSIFY, "--arch", spec,
               "--weights", str(search / "weights.safetensors"), "--work-dir", str(classifier), *seed)  # fmt: skip

@@ -1,6 +1,6 @@
 """Search an architecture for a latency budget.
 
-    python tools/search.py CONFIG [--target-ms T] [--table FILE] [--work-dir D] [--seed N] [--resume]
+    python tools/search.py CONFIG [--target-ms T] [--table FILE] [--work-dir D] [--seed N] [--resume] [--verify N]
 
 D ends with spec.json, weights.safetensors (spec inside), report.json and report.html.
 """
@@ -21,9 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--target-ms", type=float, metavar="T", help="latency budget in milliseconds")
     parser.add_argument("--table", metavar="FILE", help="latency table of the device (tools/latency.py table); "
                         "without it one is measured here first")  # fmt: skip
+    parser.add_argument("--verify", type=int, metavar="N", help="measure the network found and, where it misses the target, "
+                        "adjust it again, up to N times (the result then depends on these measurements too)")  # fmt: skip
     args = parser.parse_args(argv)
     cfg = config_from_args(args)
-    set_target(cfg, args.target_ms, args.table)
+    set_target(cfg, args.target_ms, args.table, args.verify)
     report = search(cfg)
     if report:
         measured = report["measured"]

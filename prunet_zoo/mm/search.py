@@ -11,12 +11,12 @@ from mmengine.dist import is_main_process
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.mm.cli import ConfigError
-from prunet_zoo.mm.search_result import RESULT_FILES
+from prunet_zoo.mm.search_result import RESULT_FILES, TRIALS_FILE
 from prunet_zoo.mm.training import build_runner, close_hooks, make_robust, prepare_resume
 
 
-def set_target(cfg: Config, target: float | None, table: str | Path | None) -> None:
-    """Put ``--target-ms`` and ``--table`` into a search config.
+def set_target(cfg: Config, target: float | None, table: str | Path | None, verify: int | None = None) -> None:
+    """Put ``--target-ms``, ``--table`` and ``--verify`` into a search config.
 
     Raises:
         ConfigError: the config is not one of a search.
@@ -36,6 +36,8 @@ def set_target(cfg: Config, target: float | None, table: str | Path | None) -> N
                 f"latency table {table} does not exist; make it with: python tools/latency.py table SPACE"
             )
         cfg.train_cfg.latency.table = str(table)
+    if verify is not None:
+        cfg.train_cfg.verify = verify
 
 
 def search(cfg: Config) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def search(cfg: Config) -> dict[str, Any]:
     if resume and finished:
         return dict(json.loads((Path(cfg.work_dir) / "report.json").read_text(encoding="utf-8")))
     if not resume and is_main_process():
-        for name in RESULT_FILES:  # results of an earlier search must not pass for those of this one
+        for name in (*RESULT_FILES, TRIALS_FILE):  # results of an earlier search must not pass for those of this one
             (Path(cfg.work_dir) / name).unlink(missing_ok=True)
     runner = build_runner(cfg)
     try:

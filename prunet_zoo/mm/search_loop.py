@@ -37,6 +37,8 @@ class SearchLoop(ResumableEpochLoop):
         latency: what a network costs, see `latency_cost.make_cost`.
         max_epochs: epochs of the search.
         val_dataloader: images for the accuracy of the network found; None: it is not evaluated.
+        verify: how often the network may be measured and, where it misses the target, adjusted again. 0 takes the table's
+            word, and then the result depends on table, config and seed alone.
         recalibration_batches: training batches for the BatchNorm statistics of the network found.
         name: name of the network found; None: from space and target.
     """
@@ -50,6 +52,7 @@ class SearchLoop(ResumableEpochLoop):
         latency: dict[str, Any],
         max_epochs: int,
         val_dataloader: dict[str, Any] | None = None,
+        verify: int = 0,
         recalibration_batches: int = 32,
         name: str | None = None,
     ) -> None:
@@ -58,7 +61,7 @@ class SearchLoop(ResumableEpochLoop):
         self.val_dataloader = runner.build_dataloader(val_dataloader, seed=runner.seed) if val_dataloader else None
         self.strategy: SearchStrategy = TASK_UTILS.build(dict(strategy))
         self.latency_cfg = dict(latency)
-        self.recalibration_batches, self.name = recalibration_batches, name
+        self.verify, self.recalibration_batches, self.name = verify, recalibration_batches, name
         self.history: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self._totals, self._elapsed = dict.fromkeys(_AVERAGED, 0.0), 0.0

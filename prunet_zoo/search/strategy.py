@@ -74,8 +74,8 @@ class SearchStrategy(ABC):
         """Prune; returns what went and its parameters."""
 
     @abstractmethod
-    def finish(self) -> Encoding:
-        """The architecture found, adjusted to the target."""
+    def finish(self, target: float | None = None) -> Encoding:
+        """The architecture found, adjusted to the target, or to another one where a measurement asks for it."""
 
     @abstractmethod
     def status(self) -> dict[str, float]:

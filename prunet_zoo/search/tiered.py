@@ -166,8 +166,9 @@ class TieredPruning(SearchStrategy):
         drop_parameters(self.optimizer, gone)
         return events, gone
 
-    def finish(self) -> Encoding:
-        """The likeliest architecture with its widths adjusted into (0.97 T, T]."""
+    def finish(self, target: float | None = None) -> Encoding:
+        """The likeliest architecture with its widths adjusted into (0.97 T, T]; ``target`` stands in for T."""
+        target = self.target if target is None else target
         found = self.supernet.best()
         preference: dict[tuple[int, int | None], float] = {}
         for index, layer in enumerate(self.supernet.stochastic_layers()):
@@ -175,7 +176,7 @@ class TieredPruning(SearchStrategy):
                 logp = layer.probabilities().detach().log().cpu().tolist()
                 for name, value in zip(layer.options, logp, strict=True):
                     preference[index, None if name == SKIP else int(name)] = value
-        return adjust_widths(self.supernet.space, self.cost, found, self.target, self.dual, preference)
+        return adjust_widths(self.supernet.space, self.cost, found, target, self.dual, preference)
 
     def status(self) -> dict[str, float]:
         """Expected cost, target, λ, τ, candidates left, depth."""
