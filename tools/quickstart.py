@@ -99,7 +99,7 @@ class Quickstart:
             ("latency target", f"{summary['target_ms']:.4g} ms  (the space reaches {low:.3g} to {high:.3g})"),
             ("predicted by the table", f"{summary['predicted_ms']:.4g} ms"),
             ("measured", f"{summary['measured_ms']:.4g} ms  ({error:+.1f}% of the target)"),
-            ("digits top-1, 360 unseen scans", f"{summary['top1']:.2f} %"),
+            ("digits top-1, unseen scans", f"{summary['top1']:.2f} %"),
             ("digit scenes box mAP50 / mAP", f"{summary['map50']:.3f} / {summary['map']:.3f}"),
             ("parameters, MACs at 32 px", f"{summary['params']:,}, {summary['macs']:,}"),
             ("seconds by stage", ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items())),

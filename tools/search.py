@@ -19,10 +19,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--target-ms", type=float, metavar="T", help="latency budget in milliseconds")
-    parser.add_argument("--table", metavar="FILE", help="latency table of the device (tools/latency.py table); "
-                        "without it one is measured here first")  # fmt: skip
-    parser.add_argument("--verify", type=int, metavar="N", help="measure the network found and, where it misses the target, "
-                        "adjust it again, up to N times (the result then depends on these measurements too)")  # fmt: skip
+    table = "latency table of the device (tools/latency.py table); without it one is measured here first"
+    parser.add_argument("--table", metavar="FILE", help=table)
+    verify = (
+        "measure the network found and, where it misses the target, adjust it again, up to N times; the result then "
+    )
+    parser.add_argument(
+        "--verify", type=int, metavar="N", help=verify + "depends on these measurements too (default: 0)"
+    )
     args = parser.parse_args(argv)
     cfg = config_from_args(args)
     set_target(cfg, args.target_ms, args.table, args.verify)

@@ -37,8 +37,8 @@ class SearchLoop(ResumableEpochLoop):
         latency: what a network costs, see `latency_cost.make_cost`.
         max_epochs: epochs of the search.
         val_dataloader: images for the accuracy of the network found; None: it is not evaluated.
-        verify: how often the network may be measured and, where it misses the target, adjusted again. 0 takes the table's
-            word, and then the result depends on table, config and seed alone.
+        verify: how often the network may be measured and, where it misses the target, adjusted again. 0 takes the
+            table's word, and then the result depends on table, config and seed alone.
         recalibration_batches: training batches for the BatchNorm statistics of the network found.
         name: name of the network found; None: from space and target.
     """
@@ -65,6 +65,8 @@ class SearchLoop(ResumableEpochLoop):
         self.history: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self._totals, self._elapsed = dict.fromkeys(_AVERAGED, 0.0), 0.0
+        if verify < 0:
+            raise TrainingError(f"train_cfg.verify (--verify) must be 0 or more, got {verify}")
         for loader, part in ((self.dataloader, "weights'"), (self.arch_dataloader, "architecture's")):
             if not len(loader):
                 raise DataError(

@@ -42,7 +42,7 @@ def _write(runner: SuperNetRunner) -> dict[str, Any]:
     loop: SearchLoop = runner.train_loop
     supernet, cost, out = loop.supernet, loop.cost, Path(runner.work_dir)
     target = loop.strategy.status()["target"]
-    encoding, trials = choose(loop, out / TRIALS_FILE)
+    encoding, trials, correction = choose(loop, out / TRIALS_FILE)
     spec, state = supernet.derive(encoding, loop.name or f"{supernet.space.name}-{target:g}{cost.unit}")
     device = next(supernet.parameters()).device
     model = create_model(spec).to(device)
@@ -50,7 +50,7 @@ def _write(runner: SuperNetRunner) -> dict[str, Any]:
     batches = (loop.runner.model.data_preprocessor(b)["inputs"] for b in _in_order(loop))
     used = recalibrate_batchnorm(model, itertools.islice(batches, loop.recalibration_batches))
     top1 = evaluate(model, loop.val_dataloader, runner.model.data_preprocessor) if loop.val_dataloader else None
-    predicted = cost(spec)
+    predicted = cost(spec) * correction
     measured = measure_like(spec, cost.describe())
     report = {
         "name": spec.name,
@@ -63,6 +63,7 @@ def _write(runner: SuperNetRunner) -> dict[str, Any]:
         "predicted": predicted,
         "measured": measured,
         "measured_error": None if measured is None else measured["median_ms"] / target - 1,
+        "correction": correction,
         "trials": trials,
         "cost": cost.describe(),
         "top1_inherited": top1,
@@ -108,15 +109,16 @@ def evaluate(model: PruNetClassifier, loader: Iterable[Any], preprocess: Any) ->
     return 100.0 * right / max(1, seen)
 
 
-def choose(loop: SearchLoop, path: Path) -> tuple[Encoding, list[dict[str, Any]]]:
+def choose(loop: SearchLoop, path: Path) -> tuple[Encoding, list[dict[str, Any]], float]:
     """The architecture found. With ``loop.verify`` it is measured, and adjusted again where it misses the target.
 
-    A table is a few percent off for a single network. So a network that measures outside of (0.97 T, T] is adjusted anew,
-    to a target for the table that is corrected by measured / predicted. Trials are kept in ``path``, so that a run that
+    A table is a few percent off for a single network. So a network that measures outside of (0.97 T, T] is adjusted
+    anew, to a target for the table that is corrected by measured / predicted. Trials are kept in ``path``, so that a run that
     is stopped here goes on with the same figures.
 
     Returns:
-        The encoding, and what was tried: target given to the table, predicted, measured.
+        The encoding; what was tried (target for the table, table's prediction, measurement); the factor by which
+        the table was corrected for the encoding, 1 if its word was taken.
     """
     target, cost = loop.strategy.status()["target"], loop.cost
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
@@ -140,12 +142,12 @@ def choose(loop: SearchLoop, path: Path) -> tuple[Encoding, list[dict[str, Any]]
         trials.append(trial)
         encodings.append(encoding)
         if trial["measured"] is None or LOWEST * target < trial["measured"] <= target:
-            return encoding, trials
+            return encoding, trials, target / aim
         write_json(path, trials)
         aim = target * trial["predicted"] / trial["measured"]
     middle = (1 + LOWEST) / 2 * target
     nearest = min(range(len(trials)), key=lambda i: abs(trials[i]["measured"] - middle))
-    return encodings[nearest], trials
+    return encodings[nearest], trials, target / trials[nearest]["aim"]
 
 
 def measure_like(spec: NetSpec, source: dict[str, Any]) -> dict[str, Any] | None:
