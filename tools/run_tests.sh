@@ -5,7 +5,6 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$(bash "$root/tools/setup_env.sh")
 cd "$root"
-cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 4 ? cores : 4))} # small networks: more threads only wait
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # tiny networks: a second thread only waits
 export MPLBACKEND=Agg
 exec "$python" -m pytest -q "$@"

@@ -113,8 +113,8 @@ def choose(loop: SearchLoop, path: Path) -> tuple[Encoding, list[dict[str, Any]]
     """The architecture found. With ``loop.verify`` it is measured, and adjusted again where it misses the target.
 
     A table is a few percent off for a single network. So a network that measures outside of (0.97 T, T] is adjusted
-    anew, to a target for the table that is corrected by measured / predicted. Trials are kept in ``path``, so that a run that
-    is stopped here goes on with the same figures.
+    anew, to a target for the table that is corrected by measured / predicted. Trials are kept in ``path``, so that a
+    run that is stopped here goes on with the same figures.
 
     Returns:
         The encoding; what was tried (target for the table, table's prediction, measurement); the factor by which

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -77,12 +78,19 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def run(config: Path, out: Path, *more: str, stop_at: str = "-1:0") -> subprocess.CompletedProcess[str]:
-    """Run the tool; ``stop_at`` is "iteration:signal number", sent by the process to itself."""
+def run(
+    config: Path, out: Path, *more: str, stop_at: str = "-1:0", file_limit: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the tool; ``stop_at`` is "iteration:signal number", sent by the process to itself; no file over the limit."""
     paths = os.pathsep.join([str(config.parent), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "STOP_AT": stop_at}
     command = [sys.executable, str(ROOT / "tools" / "search.py"), str(config), "--work-dir", str(out), *more]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+
+    def limit() -> None:
+        if file_limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, preexec_fn=limit)
 
 
 def test_result_files_and_exact_resume_after_kill_9_and_sigterm(config: Path, tmp_path: Path):
@@ -125,6 +133,33 @@ def test_results_of_an_earlier_search_do_not_survive_a_new_one(config: Path, tmp
     (out / "spec.json").write_text("{}")
     assert run(config, out, stop_at=f"2:{signal.SIGKILL}").returncode == -signal.SIGKILL
     assert not (out / "spec.json").exists()
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(config: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    done = run(config, out, file_limit=100_000)  # log and config fit, a checkpoint does not
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 2 and len(errors) == 1 and "epoch_1.pth" in errors[0] and "Traceback" not in done.stderr
+    assert not list(out.glob("*.pth")) and not list(out.glob(".*.tmp"))
+    again = run(config, out, "--resume")
+    assert again.returncode == 0 and (out / "spec.json").is_file(), again.stderr
+
+
+def test_search_on_an_image_folder_needs_only_another_config(cifar10: Path, tmp_path: Path):
+    base = ROOT / "configs" / "search" / "tiered_prunet-cpu-small_cifar10.py"
+    few = f"dict(data_root={str(cifar10)!r}, max_per_class=20)"
+    config = tmp_path / "cifar.py"
+    config.write_text(
+        f"_base_ = [{str(base)!r}]\n"
+        f"train_dataloader = dict(batch_size=16, num_workers=0, dataset={few})\n"
+        "train_cfg = dict(max_epochs=2, strategy=dict(target=4.0), latency=dict(_delete_=True, type='macs'),\n"
+        f"    arch_dataloader=dict(batch_size=16, num_workers=0, dataset={few}),\n"
+        f"    val_dataloader=dict(num_workers=0, dataset={few}))\n"
+    )
+    done = run(config, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert 3.88 < report["predicted"] <= 4.0 and 0 <= report["top1_inherited"] <= 100
 
 
 @pytest.mark.parametrize(
