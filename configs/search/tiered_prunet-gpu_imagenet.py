@@ -27,7 +27,7 @@ train_cfg = dict(
         collate_fn=dict(type="default_collate"), dataset=dict(**images, split="val"),
     ),
     strategy=dict(type="TieredPruning", target=2.0, warmup=0.2, lr=0.01, dual_lr=0.001, active=2),
-    latency=dict(backend="torch", threads=1),
+    latency=dict(backend="torch", accelerator="cuda", dtype="fp16", threads=1),
     recalibration_batches=200,
 )  # fmt: skip
 optim_wrapper = dict(

@@ -22,6 +22,7 @@ def make_cost(
     threads: int = 1,
     batch: int = 1,
     dtype: str = "fp32",
+    accelerator: str = "cpu",
     device: str | None = None,
 ) -> Cost:
     """Return the cost of a search: the table in ``table``, or one measured here and kept in ``work_dir``.
@@ -31,7 +32,7 @@ def make_cost(
         work_dir: folder of the run.
         type: 'latency' (ms) or 'macs' (millions, no device needed).
         table: file made by ``tools/latency.py table``; None measures one (resumable).
-        backend, threads, batch, dtype: what the search is for; a table of anything else is refused.
+        backend, threads, batch, dtype, accelerator: what the search is for; a table of anything else is refused.
         device: name of the device that the table must be of; None: this machine's.
 
     Raises:
@@ -41,7 +42,13 @@ def make_cost(
         return MacsCost()
     if type != "latency":
         raise LatencyError(f"latency.type must be 'latency' or 'macs', got {type!r}")
-    wanted: dict[str, Any] = {"backend": backend, "threads": threads, "batch": batch, "dtype": dtype}
+    wanted: dict[str, Any] = {
+        "backend": backend,
+        "threads": threads,
+        "batch": batch,
+        "dtype": dtype,
+        "accelerator": accelerator,
+    }
     if table is None:
         return build_table(space, Path(work_dir) / TABLE_FILE, **wanted)
     loaded = LatencyTable.load(table)

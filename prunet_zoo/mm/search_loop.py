@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from mmengine.dist import barrier, is_main_process
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -84,7 +85,11 @@ class SearchLoop(ResumableEpochLoop):
         """Load or measure the latency table and bind the strategy (before weights are loaded or resumed)."""
         from prunet_zoo.mm.latency_cost import make_cost  # imports backends: not with `import prunet_zoo`
 
+        if not is_main_process():
+            barrier()  # the first process measures the table, the others read it
         self.cost: Cost = make_cost(self.supernet.space, self.runner.work_dir, **self.latency_cfg)
+        if is_main_process():
+            barrier()
         self.strategy.setup(self.supernet, self.cost, self.max_epochs, self.runner.seed, len(self.dataloader))
 
     def run_epoch(self) -> None:
@@ -180,6 +185,7 @@ class SearchLoop(ResumableEpochLoop):
                 "epoch": self._epoch + 1,
                 "seconds": self._elapsed,
                 "steps_per_s": steps / self._elapsed,
+                "state_mb": state_mb(self.supernet, self.runner.optim_wrapper.optimizer),
                 "peak_mb": peak_memory_mb(),
                 "arch": with_arch,
                 **means,
@@ -208,6 +214,14 @@ class SearchLoop(ResumableEpochLoop):
         self.forget(self.strategy.load_state_dict(state["strategy"]))
         self.history, self.events = list(state["history"]), list(state["events"])
         self._totals, self._elapsed = dict(state["totals"]), state["elapsed"]
+
+
+def state_mb(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    """Memory in MB that weights, buffers, gradients and the optimiser's moments hold: what pruning gives back."""
+    tensors = [*module.parameters(), *module.buffers()]
+    tensors += [p.grad for p in module.parameters() if p.grad is not None]
+    tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors) / 2**20
 
 
 def peak_memory_mb() -> float:

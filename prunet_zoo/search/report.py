@@ -91,9 +91,9 @@ def draw_history(report: dict[str, Any]) -> Figure:
     d.plot(epochs, [r["steps_per_s"] for r in rows], marker="o", ms=3, color="#2a6f97", label="steps/s")
     d.set_ylim(bottom=0)
     twin = d.twinx()
-    twin.plot(epochs, [r["peak_mb"] for r in rows], color="#e07a5f", ls="--", label="peak memory, MB")
+    twin.plot(epochs, [r["state_mb"] for r in rows], color="#e07a5f", ls="--", label="weights, gradients, moments, MB")
     twin.set_ylim(bottom=0)
-    d.set_title("speed (left) and peak memory (right, MB)", fontsize=9)
+    d.set_title("speed (left) and memory held between steps (right, MB)", fontsize=9)
     handles = [*d.get_lines(), *twin.get_lines()]
     d.legend(handles, [str(h.get_label()) for h in handles], fontsize=7)
     for ax in (a, b, c):

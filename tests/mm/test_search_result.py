@@ -37,9 +37,7 @@ class Strategy:
 
 
 def loop(verify: int) -> SimpleNamespace:
-    return SimpleNamespace(
-        strategy=Strategy(), cost=MacsCost(), verify=verify, supernet=SimpleNamespace(space=SPACE)
-    )
+    return SimpleNamespace(strategy=Strategy(), cost=MacsCost(), verify=verify, supernet=SimpleNamespace(space=SPACE))
 
 
 def fake_measure(monkeypatch: pytest.MonkeyPatch, factor) -> list[float]:

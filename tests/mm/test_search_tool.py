@@ -104,6 +104,8 @@ def test_result_files_and_exact_resume_after_kill_9_and_sigterm(config: Path, tm
     assert load_space(str(tmp_path / "space.json")).contains(spec)
     assert create_model(str(whole / "weights.safetensors"))(torch.randn(2, 3, 16, 16)).shape == (2, 10)
     assert len(report["history"]) == 6 and report["events"], "nothing was pruned, so the test would show less"
+    held = [row["state_mb"] for row in report["history"]]
+    assert held[-1] < held[0] and held == sorted(held, reverse=True), "pruning gave no memory back"
     page = (whole / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "<script" not in page
     assert list(whole.glob("*/vis_data/events.out.tfevents*")), "no TensorBoard file"
