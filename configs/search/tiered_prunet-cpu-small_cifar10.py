@@ -1,6 +1,6 @@
 """Tiered pruning in the space prunet_cpu_small on CIFAR-10 in an image folder (data/cifar10/{train,test}/<class>/).
 
-python tools/search.py configs/search/tiered_prunet-cpu-small_cifar10.py --target-ms 0.4
+python tools/search.py configs/search/tiered_prunet-cpu-small_cifar10.py --target-ms 0.07
 """
 
 _base_ = ["./tiered_prunet-cpu-small_digits.py"]

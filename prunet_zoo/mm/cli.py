@@ -73,7 +73,8 @@ def config_from_args(args: argparse.Namespace) -> Config:
     """
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
-    if args.launcher != "none" and not torch.cuda.is_available():
+    own_ddp = cfg.get("runner_type") == "SuperNetRunner" and args.launcher == "pytorch"  # also runs over gloo on CPU
+    if args.launcher != "none" and not own_ddp and not torch.cuda.is_available():
         raise ConfigError(f"--launcher {args.launcher} needs GPUs that torch can use, and there is none; leave it out")
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if args.work_dir or not cfg.get("work_dir"):

@@ -13,12 +13,14 @@ from prunet_zoo.spec import stable_hash
 
 FILE = "config_fingerprint.json"
 
-# what changes nothing in the result: where files lie, how it is logged, on how many processes it is loaded
+# what changes nothing in the result: where files lie, how it is logged, on how many processes it is loaded. A search
+# compares its latency table by content, see `SearchLoop.load_state_dict`.
 _IGNORED = {
     "auto_resume",
     "backend_args",
     "custom_imports",
     "data_prefix",
+    "data_root",
     "default_scope",
     "digit_scenes",
     "env_cfg",
@@ -34,6 +36,7 @@ _IGNORED = {
     "prefetch_factor",
     "resume",
     "runner_type",
+    "table",
     "test_dataloader",
     "test_evaluator",
     "vis_backends",
@@ -59,7 +62,7 @@ def fingerprint_hash(cfg: Mapping[str, Any]) -> str:
 
 
 def check_work_dir(work_dir: str | Path, cfg: Mapping[str, Any], resume: bool) -> None:
-    """Let a run start in ``work_dir``, with ``resume`` only one of the same config; notes the fingerprint there.
+    """Let a run start in ``work_dir``, with ``resume`` only one of the same config. Writes nothing, see `claim_work_dir`.
 
     Raises:
         TrainingError: the run in ``work_dir`` has another config; the differing keys are named.
@@ -82,7 +85,11 @@ def check_work_dir(work_dir: str | Path, cfg: Mapping[str, Any], resume: bool) -
                 f"{work_dir} holds a run of another config, so it cannot be resumed with this one. It differs in "
                 f"{shown}{more}. Resume with the config it was started with, or choose another --work-dir."
             )
-    write_json(path, new)
+
+
+def claim_work_dir(work_dir: str | Path, cfg: Mapping[str, Any]) -> None:
+    """Note in ``work_dir`` of what config its run is. To be called when the run has proved to be valid and starts."""
+    write_json(Path(work_dir) / FILE, fingerprint(cfg))
 
 
 _MISSING = object()

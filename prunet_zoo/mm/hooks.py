@@ -18,7 +18,7 @@ from torch import nn
 
 from prunet_zoo.errors import TrainingError
 from prunet_zoo.mm.checkpoint import AtomicCheckpointHook
-from prunet_zoo.mm.guard import fingerprint_hash
+from prunet_zoo.mm.guard import claim_work_dir, fingerprint_hash
 from prunet_zoo.mm.interrupts import Interrupted, StopSignals, resume_command
 from prunet_zoo.mm.rng import rng_state, set_rng_state
 from prunet_zoo.models import save_weights
@@ -40,6 +40,10 @@ class ExactResumeHook(Hook):
     def __init__(self) -> None:
         self._pending: dict[str, Any] | None = None
         self._before_val: dict[str, Any] | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        if is_main_process():  # only now: a command that was refused must not change whose work directory it is
+            claim_work_dir(runner.work_dir, runner.cfg)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint["rng"] = rng_state()

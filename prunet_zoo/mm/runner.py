@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch.nn as nn
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from prunet_zoo.errors import CheckpointError
-from prunet_zoo.mm.search_loop import SearchLoop
+from prunet_zoo.mm.search_loop import RESULT_FILES, TRIALS_FILE, SearchLoop
 from prunet_zoo.registry import HOOKS, RUNNERS, register
 from prunet_zoo.supernet import drop_parameters
 
@@ -21,6 +23,12 @@ class SearchStateHook(Hook):
     """Keeps the state of a search in its checkpoints and restores the structure before weights are loaded."""
 
     priority = "VERY_HIGH"
+
+    def before_train(self, runner: Runner) -> None:
+        """Remove what an earlier search left: its results must not pass for those of the one that starts now."""
+        if is_main_process() and not runner._resume:
+            for name in (*RESULT_FILES, TRIALS_FILE):
+                (Path(runner.work_dir) / name).unlink(missing_ok=True)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the loop's state."""

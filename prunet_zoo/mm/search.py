@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.mm.cli import ConfigError
-from prunet_zoo.mm.search_result import RESULT_FILES, TRIALS_FILE
+from prunet_zoo.mm.search_loop import RESULT_FILES
 from prunet_zoo.mm.training import build_runner, close_hooks, make_robust, prepare_resume
 
 
@@ -48,15 +49,14 @@ def search(cfg: Config) -> dict[str, Any]:
     Raises:
         PrunetError: whatever the user can mend. `Interrupted` after a signal.
     """
+    if cfg.get("launcher") == "pytorch" and not torch.cuda.is_available():
+        torch.distributed.init_process_group("gloo")  # MMEngine's launcher knows GPUs only
     finished = all((Path(cfg.work_dir) / name).is_file() for name in RESULT_FILES)
     make_robust(cfg)
     resume = bool(cfg.get("resume"))
     prepare_resume(cfg)
     if resume and finished:
         return dict(json.loads((Path(cfg.work_dir) / "report.json").read_text(encoding="utf-8")))
-    if not resume and is_main_process():
-        for name in (*RESULT_FILES, TRIALS_FILE):  # results of an earlier search must not pass for those of this one
-            (Path(cfg.work_dir) / name).unlink(missing_ok=True)
     runner = build_runner(cfg)
     try:
         runner.train()

@@ -23,6 +23,8 @@ from prunet_zoo.supernet import SuperNet, drop_parameters
 
 register(TASK_UTILS)(TieredPruning)
 
+TRIALS_FILE = "latency_trials.json"
+RESULT_FILES = ("spec.json", "weights.safetensors", "report.json", "report.html")
 _AVERAGED = ("loss", "acc", "arch_loss", "arch_acc")
 
 
@@ -106,7 +108,7 @@ class SearchLoop(ResumableEpochLoop):
             started = time.perf_counter()
             runner.call_hook("before_train_iter", batch_idx=index, data_batch=batch)
             self.strategy.before_weight_step()
-            outputs = {k: float(v) for k, v in runner.model.train_step(batch, runner.optim_wrapper).items()}
+            outputs = _floats(runner.model.train_step(batch, runner.optim_wrapper))
             if with_arch:
                 outputs |= self._arch_step(next(arch_batches))
             for key in _AVERAGED:
@@ -203,6 +205,7 @@ class SearchLoop(ResumableEpochLoop):
         """What a checkpoint needs beyond weights and optimiser."""
         return {
             "strategy": self.strategy.state_dict(),
+            "cost": self.cost.hash,
             "history": self.history,
             "events": self.events,
             "totals": self._totals,
@@ -211,9 +214,18 @@ class SearchLoop(ResumableEpochLoop):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Give the fresh super-network the structure of the checkpoint; weights and optimiser are loaded after this."""
+        if state["cost"] != self.cost.hash:
+            raise TrainingError(
+                f"the search in {self.runner.work_dir} was run with other latencies than those given now; "
+                "give the table that it was started with, or start anew in another --work-dir"
+            )
         self.forget(self.strategy.load_state_dict(state["strategy"]))
         self.history, self.events = list(state["history"]), list(state["events"])
         self._totals, self._elapsed = dict(state["totals"]), state["elapsed"]
+
+
+def _floats(figures: dict[str, Any]) -> dict[str, float]:
+    return {k: float(v.detach() if isinstance(v, torch.Tensor) else v) for k, v in figures.items()}
 
 
 def state_mb(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:

@@ -14,6 +14,7 @@ from mmengine.dist import barrier, is_main_process
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.files import write_atomic, write_json
 from prunet_zoo.latency import measure
+from prunet_zoo.mm.search_loop import TRIALS_FILE
 from prunet_zoo.models import PruNetClassifier, create_model, save_weights
 from prunet_zoo.search.adjust import LOWEST
 from prunet_zoo.search.report import render_report
@@ -24,9 +25,6 @@ from prunet_zoo.supernet import recalibrate_batchnorm
 if TYPE_CHECKING:
     from prunet_zoo.mm.runner import SuperNetRunner
     from prunet_zoo.mm.search_loop import SearchLoop
-
-TRIALS_FILE = "latency_trials.json"
-RESULT_FILES = ("spec.json", "weights.safetensors", "report.json", "report.html")
 
 
 def write_result(runner: SuperNetRunner) -> dict[str, Any]:

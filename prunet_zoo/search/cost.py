@@ -15,6 +15,11 @@ class Cost(Protocol):
 
     unit: str
 
+    @property
+    def hash(self) -> str:
+        """Changes when any figure changes: a resumed search must go on with the same cost."""
+        ...
+
     def block(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> float:
         """Cost of one searchable block on a map of ``in_size`` (H, W)."""
         ...
@@ -36,6 +41,7 @@ class MacsCost:
     """Multiply-accumulates in millions: a cost that needs no device."""
 
     unit = "MMACs"
+    hash = "macs"
 
     def block(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> float:
         """MMACs of one block."""
@@ -77,6 +83,12 @@ def cost_range(cost: Cost, space: SearchSpace) -> tuple[tuple[float, Encoding], 
         (fixed + sum(c for c, _ in low), tuple(ch for _, ch in low)),
         (fixed + sum(c for c, _ in high), tuple(ch for _, ch in high)),
     )
+
+
+def default_target(cost: Cost, space: SearchSpace) -> float:
+    """A target for who names none: a third of the way from the cheapest to the dearest network, two digits."""
+    (fastest, _), (slowest, _) = cost_range(cost, space)
+    return float(f"{fastest + (slowest - fastest) / 3:.2g}")
 
 
 def check_target(cost: Cost, space: SearchSpace, target: float) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.search.adjust import adjust_widths
-from prunet_zoo.search.cost import Cost, check_target
+from prunet_zoo.search.cost import Cost, check_target, default_target
 from prunet_zoo.search.strategy import GradSync, PruneEvent, SearchStrategy
 from prunet_zoo.space import Encoding
 from prunet_zoo.supernet import PrunodeBlock, StochasticLayer, SuperNet, drop_parameters
@@ -27,7 +27,7 @@ class TieredPruning(SearchStrategy):
     """Differentiable search whose objective is ``CE + λ·log(E[cost] / T)`` with λ ≥ 0 by dual ascent.
 
     Args:
-        target: T, in the unit of the cost (ms for a latency table).
+        target: T, in the unit of the cost (ms for a latency table); None takes `default_target`.
         warmup: share of the epochs in which only weights learn.
         tau: Gumbel-softmax temperature at the start and the end of the architecture's learning (geometric annealing).
         lr: learning rate of Adam on the architecture's logits.
@@ -42,7 +42,7 @@ class TieredPruning(SearchStrategy):
 
     def __init__(
         self,
-        target: float,
+        target: float | None = None,
         warmup: float = 0.2,
         tau: tuple[float, float] = (4.0, 0.4),
         lr: float = 0.03,
@@ -53,7 +53,7 @@ class TieredPruning(SearchStrategy):
         settle: float = 0.2,
         active: int | None = None,
     ) -> None:
-        if not (math.isfinite(target) and target > 0):
+        if target is not None and not (math.isfinite(target) and target > 0):
             raise LatencyError(f"the target must be a positive number, got {target!r}")
         for name, value, low, high in (
             ("warmup", warmup, 0.0, 0.9),
@@ -63,7 +63,8 @@ class TieredPruning(SearchStrategy):
         ):
             if not low <= value <= high:
                 raise ValueError(f"TieredPruning: {name} must be between {low} and {high}, got {value}")
-        self.target, self.warmup, self.tau_range, self.lr = float(target), warmup, tau, lr
+        self.target = math.nan if target is None else float(target)
+        self.warmup, self.tau_range, self.lr = warmup, tau, lr
         self.dual_lr, self.damping, self.active = dual_lr, damping, active
         self.block_kappa, self.layer_threshold, self.settle = block_kappa, layer_threshold, settle
         self.dual, self.tau, self.expected = 0.0, tau[0], math.nan
@@ -71,6 +72,8 @@ class TieredPruning(SearchStrategy):
 
     def setup(self, supernet: SuperNet, cost: Cost, epochs: int, seed: int, steps_per_epoch: int) -> None:
         """See `SearchStrategy.setup`."""
+        if math.isnan(self.target):
+            self.target = default_target(cost, supernet.space)
         check_target(cost, supernet.space, self.target)
         self.supernet, self.cost, self.epochs = supernet, cost, epochs
         self.fixed = cost.fixed(supernet.space)
