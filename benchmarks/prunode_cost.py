@@ -95,6 +95,7 @@ class Step:
 
     def __init__(self, module: nn.Module, x: torch.Tensor) -> None:
         self.module, self.x, self.cuda = module.to(x.device).train(), x, x.is_cuda
+        self.interrupted = 0  # runs that the system preempted: not told apart here
 
     def run(self) -> None:
         """Forward and backward; gradients are set to None so that each step allocates its own."""

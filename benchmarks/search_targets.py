@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,8 @@ def run_search(args: argparse.Namespace, table: Path, target: float, out: Path) 
     command += ["--target-ms", f"{target:.6g}", "--table", str(table), "--seed", str(args.seed)]
     if args.quick:
         command += ["--cfg-options", "train_cfg.max_epochs=4", "param_scheduler.T_max=4"]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # tiny networks: a second thread only waits
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
     if done.returncode:
         raise SystemExit(f"the search for {target:g} ms failed:\n{done.stderr[-2000:]}")
     return load_spec(out / "spec.json")

@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+_WITHOUT_VALUE = ("missing", "json_invalid")  # reports whose input is what stands around the fault
+
 
 class PrunetError(Exception):
     """Base of every error that the user can mend."""
@@ -53,14 +55,22 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
 
 def describe_validation(error: ValidationError, what: str) -> SpecError:
     """Turn pydantic's report into one `SpecError` that names each field, what it got and what it takes."""
+    return SpecError(f"{what} is malformed: {describe_fields(error)}")
+
+
+def describe_fields(error: ValidationError, path: str = "") -> str:
+    """The fields of pydantic's report, each as "path.field: what it takes (given: …)"; without a field, the message."""
     items = error.errors()
     locs = [item["loc"] for item in items]
     # a parent of a bad field is reported too ("at least 1 item"): only the innermost field helps
     items = [i for i in items if not any(len(o) > len(i["loc"]) and o[: len(i["loc"])] == i["loc"] for o in locs)]
     lines = []
     for item in items[:8]:
-        field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
+        field = path + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"])
         given: Any = item.get("input")
-        shown = "" if isinstance(given, dict | list | tuple) or item["type"] == "missing" else f" (given: {given!r})"
-        lines.append(f"{field or 'spec'}: {item['msg'].removeprefix('Value error, ')}{shown}")
-    return SpecError(f"{what} is malformed: " + "; ".join(lines))
+        shown = (
+            "" if isinstance(given, dict | list | tuple) or item["type"] in _WITHOUT_VALUE else f" (given: {given!r})"
+        )
+        name = f"{field.lstrip('.')}: " if field else ""
+        lines.append(f"{name}{item['msg'].removeprefix('Value error, ')}{shown}")
+    return "; ".join(lines)

@@ -40,7 +40,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
             Path(temporary).unlink(missing_ok=True)
         raise WriteError(
             f"cannot write {path} ({len(raw) / 1e6:.1f} MB): {error.strerror or error}. "
-            "Nothing was overwritten; free some space or choose another folder, then run the same command again."
+            "Nothing was overwritten; free some space or choose another folder."
         ) from error
 
 

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from prunet_zoo.errors import SpecError
+from prunet_zoo.errors import SpecError, describe_fields
 from prunet_zoo.spec import (
+    MAX_BLOCKS,
+    MAX_HIDDEN,
     Activation,
     BlockSpec,
     BlockType,
@@ -28,6 +30,7 @@ from prunet_zoo.spec import (
     NetSpec,
     StageSpec,
     TailSpec,
+    Version,
     list_named,
     load_named,
     parse,
@@ -52,6 +55,11 @@ class WidthGrid(Frozen):
         grid = tuple(w for w in range(self.step, top + 1, self.step) if w >= low)
         if not grid:
             raise SpecError(f"hidden: no multiple of step {self.step} between min {low} and {top}; lower step or min")
+        if grid[-1] > MAX_HIDDEN:
+            raise SpecError(
+                f"hidden.max_expansion: {self.max_expansion:g} × {in_channels} input channels gives width {grid[-1]}, "
+                f"at most {MAX_HIDDEN} is allowed"
+            )
         return grid
 
 
@@ -63,7 +71,7 @@ class LayerSpace(Frozen):
     types: tuple[BlockType, ...] = Field(default=("irb",), min_length=1)
     kernel_sizes: tuple[int, ...] = Field(default=(3, 5), min_length=1)
     acts: tuple[Activation, ...] = Field(default=("relu",), min_length=1)
-    se_ratios: tuple[float, ...] = Field(default=(0.0,), min_length=1)
+    se_ratios: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = Field(default=(0.0,), min_length=1)
     hidden: WidthGrid | None = None
     skip: bool = False
 
@@ -90,6 +98,13 @@ class StageSpace(Frozen):
 
     out_channels: int = Field(ge=1, le=65536)
     layers: tuple[LayerSpace, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _short(self) -> StageSpace:
+        count = sum(row.repeat for row in self.layers)
+        if count > MAX_BLOCKS:
+            raise ValueError(f"its rows repeat to {count} layers; a stage has at most {MAX_BLOCKS}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -135,11 +150,11 @@ class SearchLayer:
 class SearchSpace(Frozen):
     """A family of networks: a fixed stem and tail, and stages of searchable layers between them."""
 
-    version: Literal[1] = 1
+    version: Version = 1
     name: str = Field(default="unnamed", min_length=1, max_length=200)
     input_size: int = Field(default=224, ge=1, le=8192)
     in_channels: int = Field(default=3, ge=1, le=1024)
-    stem: tuple[StageSpec, ...] = Field(min_length=1)
+    stem: tuple[StageSpec, ...] = Field(min_length=1, max_length=64)
     stages: tuple[StageSpace, ...] = Field(min_length=1, max_length=64)
     tail: TailSpec
     num_classes: int = Field(default=1000, ge=1, le=10_000_000)
@@ -147,7 +162,10 @@ class SearchSpace(Frozen):
 
     @model_validator(mode="after")
     def _layers_fit(self) -> SearchSpace:
-        self.decode(self.largest())
+        try:
+            self.decode(self.largest())
+        except ValidationError as error:
+            raise SpecError(f"the space's largest network is malformed: {describe_fields(error)}") from None
         return self
 
     @classmethod
@@ -167,16 +185,25 @@ class SearchSpace(Frozen):
     @cached_property
     def layers(self) -> tuple[SearchLayer, ...]:
         """The searchable layers in order, each with its candidates, widths and input shape."""
-        probe = NetSpec(input_size=self.input_size, in_channels=self.in_channels, stages=self.stem, tail=self.tail)
+        try:
+            probe = NetSpec(input_size=self.input_size, in_channels=self.in_channels, stages=self.stem, tail=self.tail)
+        except ValidationError as error:
+            raise SpecError(f"stem: {describe_fields(error)}") from None
         *_, last = probe.placed()
         channels, size = last.block.out_channels, last.out_size
         found: list[SearchLayer] = []
         for s, stage in enumerate(self.stages):
-            rows = [(row, r) for row in stage.layers for r in range(row.repeat)]
-            for first, (row, repeat) in zip(itertools.chain([True], itertools.repeat(False)), rows, strict=False):
-                layer = _place(row, repeat, len(found), s + len(self.stem), channels, size, stage.out_channels)
-                if first and layer.skip:
-                    raise SpecError(f"stages[{s}].layers[0].skip: the first layer of a stage cannot be skipped")
+            rows = [(i, row, r) for i, row in enumerate(stage.layers) for r in range(row.repeat)]
+            for i, row, repeat in rows:
+                path = f"stages[{s}].layers[{i}]"
+                try:
+                    layer = _place(row, repeat, len(found), s + len(self.stem), channels, size, stage.out_channels)
+                except ValidationError as error:
+                    raise SpecError(describe_fields(error, path)) from None
+                except SpecError as error:
+                    raise SpecError(f"{path}.{error}") from None
+                if layer.skip and i == repeat == 0:
+                    raise SpecError(f"{path}.skip: the first layer of a stage cannot be skipped")
                 found.append(layer)
                 channels, size = stage.out_channels, layer.candidates[0].out_size(size)
         return tuple(found)
@@ -266,11 +293,10 @@ def _place(
             )
         )  # fmt: skip
     if not candidates:
-        raise SpecError(f"stage {stage}: a conv layer has no squeeze-and-excite; put 0 into se_ratios")
+        raise SpecError("se_ratios: a conv layer has no squeeze-and-excite; put 0 into se_ratios")
     if row.skip and (stride != 1 or channels != out_channels):
         raise SpecError(
-            f"stage {stage}, layer {index}: skip needs stride 1 and equal channels, "
-            f"here stride {stride}, {channels} → {out_channels} channels"
+            f"skip: skip needs stride 1 and equal channels, here stride {stride}, {channels} → {out_channels} channels"
         )
     return SearchLayer(index, stage, channels, size, tuple(candidates), widths, row.skip)
 

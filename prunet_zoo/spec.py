@@ -15,9 +15,18 @@ import json
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from prunet_zoo.errors import SpecError, describe_validation, unknown_name
 
@@ -25,10 +34,24 @@ BlockType = Literal["conv", "irb", "fused_irb"]
 Activation = Literal["relu", "silu", "hard_swish"]
 Size = int | tuple[int, int]
 ModelT = TypeVar("ModelT", bound="Frozen")
+MAX_HIDDEN = 262144
+MAX_BLOCKS = 256  # of a stage
+
+
+def _exact_int(value: Any) -> Any:
+    if type(value) is not int:  # a Literal compares with ==, and True == 1.0 == 1
+        raise ValueError("Input should be an integer")
+    return value
+
+
+Version = Annotated[Literal[1], BeforeValidator(_exact_int)]
 
 
 class Frozen(BaseModel):
-    """Immutable, strict record with compact JSON: fields at their default are left out."""
+    """Immutable record with compact JSON: fields at their default are left out.
+
+    Data (`parse`) is read strictly: true or "64" is no integer. In Python code, pydantic's usual conversions apply.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -53,7 +76,7 @@ class BlockSpec(Frozen):
     out_channels: int = Field(ge=1, le=65536)
     kernel_size: int = Field(default=3, ge=1, le=15)
     stride: int = Field(default=1, ge=1, le=4)
-    hidden: int | None = Field(default=None, ge=1, le=262144)  # channels between expand and project
+    hidden: int | None = Field(default=None, ge=1, le=MAX_HIDDEN)  # channels between expand and project
     act: Activation = "relu"
     se_ratio: float = Field(default=0.0, ge=0.0, le=1.0)  # squeeze channels / input channels of the block; 0: no SE
     padding: int | None = Field(default=None, ge=0, le=7)  # None: kernel_size // 2
@@ -65,6 +88,12 @@ class BlockSpec(Frozen):
         if value % 2 == 0:
             raise ValueError("kernel_size must be odd (1, 3, 5, 7, …)")
         return value
+
+    @field_validator("padding")
+    @classmethod
+    def _usual(cls, value: int | None, info: ValidationInfo) -> int | None:
+        """The usual padding is None however it was given, so that equal networks have equal hashes."""
+        return None if value is not None and value == info.data.get("kernel_size", 0) // 2 else value
 
     @model_validator(mode="after")
     def _consistent(self) -> BlockSpec:
@@ -127,7 +156,7 @@ class BlockSpec(Frozen):
 class StageSpec(Frozen):
     """Blocks that follow each other; stage 0 is the stem."""
 
-    blocks: tuple[BlockSpec, ...] = Field(min_length=1, max_length=256)
+    blocks: tuple[BlockSpec, ...] = Field(min_length=1, max_length=MAX_BLOCKS)
 
 
 class TailSpec(Frozen):
@@ -176,7 +205,7 @@ class FeatureLevel(NamedTuple):
 class NetSpec(Frozen):
     """A whole network. ``input_size`` is the square input in px that it was designed for."""
 
-    version: Literal[1] = 1
+    version: Version = 1
     name: str = Field(default="unnamed", min_length=1, max_length=200)
     input_size: int = Field(default=224, ge=1, le=8192)
     in_channels: int = Field(default=3, ge=1, le=1024)
@@ -293,13 +322,29 @@ def _is_nested(value: Any) -> bool:
 
 
 def parse(cls: type[ModelT], data: Any, what: str) -> ModelT:
-    """Validate ``data`` as ``cls``; raises `SpecError` naming the field."""
+    """Validate ``data`` as ``cls``, strictly as JSON: nothing is converted but tuples (lists) and records (objects).
+
+    Raises:
+        SpecError: naming the field, or what JSON cannot express.
+    """
     if not isinstance(data, dict):
         raise SpecError(f"{what} must be a JSON object, got {type(data).__name__}")
     try:
-        return cls.model_validate(data)
+        text = json.dumps(data, default=_record)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError(f"{what} must be plain JSON data: {error}") from None
+    try:
+        return cls.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise describe_validation(error, what) from None
+
+
+def _record(value: Any) -> dict[str, Any]:
+    if isinstance(value, Frozen):
+        return value.to_dict()
+    raise TypeError(
+        f"{type(value).__name__} ({value!r:.80}) is neither object, list, text, number, true, false nor null"
+    )
 
 
 def read_json(path: str | Path, what: str) -> Any:

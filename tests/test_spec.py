@@ -33,7 +33,7 @@ def net_specs(draw: st.DrawFn) -> NetSpec:
                     hidden=None if kind == "conv" else draw(st.integers(1, 24)),
                     act=draw(st.sampled_from(["relu", "silu", "hard_swish"])),
                     se_ratio=0.0 if kind == "conv" else draw(st.sampled_from([0.0, 0.25, 1.0])),
-                    padding=draw(st.sampled_from([None, None, kernel // 2])),
+                    padding=draw(st.sampled_from([None, kernel // 2, kernel // 2 + 1])),
                     bn_eps=draw(st.sampled_from([None, 1e-5])),
                 )
             )
@@ -191,6 +191,22 @@ def test_feature_levels_count_strides() -> None:
         (tiny(input_size="big"), r"input_size: .*\(given: 'big'\)"),
         (tiny(bn_eps=float("nan")), "bn_eps: "),
         (tiny(num_clases=10), "num_clases: .*not permitted"),
+        (tiny(num_classes=True), r"num_classes: .*integer \(given: True\)"),
+        (tiny(num_classes="64"), r"num_classes: .*integer \(given: '64'\)"),
+        (tiny(num_classes=4.0), r"num_classes: .*integer \(given: 4\.0\)"),
+        (tiny(bn_eps="1e-3"), r"bn_eps: .*number \(given: '1e-3'\)"),
+        (tiny(name=5), r"name: .*string \(given: 5\)"),
+        (tiny(version=True), r"version: .*integer \(given: True\)"),
+        (
+            tiny(stages=[{"blocks": [{"type": "conv", "out_channels": True}]}]),
+            r"stages\[0\]\.blocks\[0\]\.out_channels: .*integer \(given: True\)",
+        ),
+        (
+            tiny(stages=[{"blocks": [{"type": "conv", "out_channels": 8, "se_ratio": False}]}]),
+            r"stages\[0\]\.blocks\[0\]\.se_ratio: .*number \(given: False\)",
+        ),
+        (tiny(num_classes={4}), r"must be plain JSON data: set \(\{4\}\) is neither"),
+        (tiny(name="\ud800"), "Invalid JSON: .{,80}$"),
         (tiny(version=2), r"version: .*1.*\(given: 2\)"),
         (tiny(tail={"out_channels": 8, "act": "gelu"}), r"tail\.act: .*'relu', 'silu' or 'hard_swish'.*'gelu'"),
         (
@@ -217,13 +233,54 @@ def test_feature_levels_count_strides() -> None:
             tiny(
                 input_size=2, stages=[{"blocks": [{"type": "conv", "out_channels": 8, "kernel_size": 7, "padding": 0}]}]
             ),
-            "2×2 px is too small for a block with kernel 7",
+            r"is malformed: input of 2×2 px is too small for a block with kernel 7",
         ),
     ],
 )
 def test_malformed_names_the_field(data: object, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         load_spec(data) if isinstance(data, dict) else NetSpec.from_dict(data)
+
+
+def test_json_lists_and_whole_numbers_for_ratios_are_taken() -> None:
+    block = {"type": "irb", "out_channels": 8, "hidden": 16, "se_ratio": 1}
+    spec = NetSpec.from_dict(tiny(stages=[{"blocks": [block]}]))
+    assert spec.stages == (StageSpec(blocks=(BlockSpec(**block),)),)
+    assert isinstance(spec.stages[0].blocks[0].se_ratio, float)
+    assert NetSpec.from_dict(tiny(stages=({"blocks": (block,)},))) == spec
+
+
+def test_data_that_contains_itself_is_refused() -> None:
+    data = tiny()
+    data["name"] = data
+    with pytest.raises(SpecError, match="must be plain JSON data: Circular"):
+        load_spec(data)
+
+
+def test_python_code_builds_specs_as_before() -> None:
+    spec = NetSpec.from_dict(tiny())
+    assert spec.replace(stages=spec.stages, tail=TailSpec(out_channels=7)).tail.out_channels == 7
+    assert spec.replace(stages=[spec.stages[0].model_dump()]) == spec
+    assert StageSpec(blocks=[{"type": "conv", "out_channels": 8}]).blocks[0] == BlockSpec(type="conv", out_channels=8)
+    assert spec.model_copy(update={"name": "b"}).name == "b"
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_the_usual_padding_is_the_default_however_it_is_given(kernel: int) -> None:
+    def net(**padding: int) -> NetSpec:
+        blocks = [{"type": "conv", "out_channels": 8, "kernel_size": kernel, **padding}]
+        return NetSpec.from_dict(tiny(stages=[{"blocks": blocks}]))
+
+    assert net(padding=kernel // 2) == net()
+    assert net(padding=kernel // 2).hash == net().hash
+    assert net(padding=kernel // 2 + 1).hash != net().hash
+    assert BlockSpec(type="conv", out_channels=8, kernel_size=kernel, padding=kernel // 2).padding is None
+
+
+def test_padding_of_a_bad_kernel_names_the_kernel() -> None:
+    block = {"type": "conv", "out_channels": 8, "kernel_size": "3", "padding": 1}
+    with pytest.raises(SpecError, match=r"malformed: stages\[0\]\.blocks\[0\]\.kernel_size: [^;]*$"):
+        load_spec(tiny(stages=[{"blocks": [block]}]))
 
 
 def test_unknown_name_suggests_the_nearest() -> None:

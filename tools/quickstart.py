@@ -4,7 +4,7 @@
 
 It runs the same tools that you would (every command is printed), on scikit-learn's digit scans and on scenes made of
 them, and ends with a table, a picture of detections and D/summary.json. A second call goes on where the first was
-stopped.
+stopped; --fresh removes what the first left, and nothing else, from D.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from prunet_zoo.errors import PrunetError
 from prunet_zoo.files import write_json
 from prunet_zoo.latency import LatencyTable
 from prunet_zoo.mm.cli import run_tool
+from prunet_zoo.mm.interrupts import Interrupted, resume_command, run_child
 from prunet_zoo.search import cost_range
 from prunet_zoo.space import load_space
 from prunet_zoo.spec import load_spec
@@ -36,6 +36,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SEARCH = "configs/search/tiered_prunet-cpu-small_digits.py"
 CLASSIFY = "configs/classification/prunet-cpu-small_digits.py"
 DETECT = "configs/detection/retinanet_prunet-cpu-small_fpn_digit-scenes.py"
+STAGES = "stages.json"  # marks a folder as one of the quickstart
+OWN = (
+    *("latency_table.jsonl", "search", "classifier", "detector"),
+    *("measured.json", "detections.png", "summary.json", STAGES),
+)
+FRESH = ("--fresh",)
 
 
 class StageError(PrunetError, RuntimeError):
@@ -47,26 +53,32 @@ class Quickstart:
 
     def __init__(self, work_dir: Path, seed: int) -> None:
         self.dir, self.seed, self.console = work_dir, seed, Console()
-        self.timing_file = work_dir / "stages.json"
+        self.timing_file = work_dir / STAGES
         self.seconds: dict[str, float] = json.loads(self.timing_file.read_text()) if self.timing_file.is_file() else {}
+        write_json(self.timing_file, self.seconds)
 
     def run(self, stage: str, title: str, *command: str) -> str:
-        """Run ``python tools/<command>`` and return its standard output where the stage captures it."""
+        """Run ``python tools/<command>`` and return its standard output where the stage captures it.
+
+        Raises:
+            StageError: the stage failed. Interrupted: it was stopped by a signal, after it had saved what it could.
+        """
         words = [str(word) for word in command]
         self.console.rule(title)
         self.console.print(f"$ python {shlex.join(words)}", style="dim", highlight=False, soft_wrap=True)
         start = time.perf_counter()
-        capture = "--json" in words
-        done = subprocess.run(
-            [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE if capture else None, text=True
-        )
+        status, output, signum = run_child([sys.executable, *words], ROOT, capture="--json" in words)
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 1)
         write_json(self.timing_file, self.seconds)
-        if done.returncode:
+        if signum is not None:
+            again = resume_command(resumable=False, drop=FRESH)
+            raise Interrupted(signum, f"stopped in stage '{stage}'. Continue the quickstart with:\n    {again}")
+        if status:
             raise StageError(
-                f"stage '{stage}' ended with status {done.returncode}; mend what it says above, then run again"
+                f"stage '{stage}' ended with status {status}; mend what it says above, then run again "
+                "(with --fresh to start anew)"
             )
-        return done.stdout or ""
+        return output
 
     def summary(self, target: float) -> dict[str, Any]:
         """Collect what the stages left behind."""
@@ -79,7 +91,7 @@ class Quickstart:
             "target_ms": target,
             "predicted_ms": report["predicted"],
             "measured_ms": measured["median_ms"],
-            "top1": classifier["metrics"]["top1"],
+            "top1": classifier["metrics"]["top1"],  # of the last epoch, as the weights that the detector started from
             "map50": detector["metrics"]["coco/bbox_mAP_50"],
             "map": detector["metrics"]["coco/bbox_mAP"],
             "params": spec.params(),
@@ -115,18 +127,45 @@ class Quickstart:
             self.console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run all stages."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def remove_own(folder: Path) -> None:
+    """Remove what the quickstart left in ``folder``, and nothing else.
+
+    Raises:
+        StageError: the folder is not empty and no quickstart has used it.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / STAGES).is_file():
+        raise StageError(
+            f"{folder} has no {STAGES}, so it is not a folder of the quickstart and nothing is removed from it; "
+            "give another --work-dir or leave out --fresh"
+        )
+    for path in (folder / name for name in OWN):  # stages.json goes last, so that this can be done again
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     budget = "latency budget; default: a third of the way from the fastest to the slowest network on this machine"
     parser.add_argument("--target-ms", type=float, metavar="T", help=budget)
     parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs" / "quickstart", metavar="D")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="remove what an earlier call left in D")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all stages."""
+    args = make_parser().parse_args(argv)
     out = args.work_dir.resolve()
-    if args.fresh and out.is_dir():
-        shutil.rmtree(out)
+    if args.fresh:
+        remove_own(out)
     out.mkdir(parents=True, exist_ok=True)
     quick, table_file = Quickstart(out, args.seed), out / "latency_table.jsonl"
     space = load_space(SPACE)
@@ -144,8 +183,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = str(search / "spec.json")
     quick.run("classifier", "3/6  Train the network found as a classifier", "tools/train.py", CLASSIFY, "--arch", spec,
               "--weights", str(search / "weights.safetensors"), "--work-dir", str(classifier), *seed)  # fmt: skip
+    # the last weights: the best ones were chosen on the test scans, which the scenes for validation are made of
     quick.run("detector", "4/6  Train it as the backbone of a detector", "tools/train.py", DETECT, "--arch", spec,
-              "--weights", str(classifier / "best.safetensors"), "--work-dir", str(detector), *seed)  # fmt: skip
+              "--weights", str(classifier / "last.safetensors"), "--work-dir", str(detector), *seed)  # fmt: skip
     record = quick.run("measure", "5/6  Measure it", "tools/latency.py", "measure", spec, "--backend", "onnxruntime",
                        "--threads", "1", "--json")  # fmt: skip
     write_json(out / "measured.json", json.loads(record))
@@ -158,4 +198,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_tool(main, drop=FRESH)

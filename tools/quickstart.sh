@@ -4,5 +4,4 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$(bash "$root/tools/setup_env.sh")
-cd "$root"
-exec "$python" tools/quickstart.py "$@"
+exec "$python" "$root/tools/quickstart.py" "$@" # no cd: a relative --work-dir is the caller's

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Sequence
 
 from prunet_zoo.mm.cli import add_config_arguments, config_from_args, run_tool
+from prunet_zoo.mm.own_images import set_data_root
 from prunet_zoo.mm.search import search, set_target
 
 
@@ -27,8 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--verify", type=int, metavar="N", help=verify + "depends on these measurements too (default: 0)"
     )
+    root = "your own images: a folder with train/<class>/ and val/<class>/; the model gets as many classes as it has"
+    parser.add_argument("--data-root", metavar="D", help=root)
     args = parser.parse_args(argv)
     cfg = config_from_args(args)
+    set_data_root(cfg, args.data_root)
     set_target(cfg, args.target_ms, args.table, args.verify)
     report = search(cfg)
     if report:
@@ -42,4 +46,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_tool(main, resumable=True)

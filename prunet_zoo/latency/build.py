@@ -21,7 +21,7 @@ from prunet_zoo.latency.correction import fit_correction
 from prunet_zoo.latency.measure import now, time_in_turn, time_together
 from prunet_zoo.latency.probes import Probe, block_probe, random_network, randomise, stem_probe, tail_probe
 from prunet_zoo.latency.table import LatencyTable, Shape, template_key
-from prunet_zoo.latency.tablefile import Header, append, check_same, read_table, start_table
+from prunet_zoo.latency.tablefile import Header, append, check_same, check_space, read_table, start_table
 from prunet_zoo.space import Encoding, SearchSpace, load_space
 from prunet_zoo.spec import BlockSpec
 
@@ -33,7 +33,7 @@ class Effort:
     """How much to measure. ``block_seconds`` and ``network_seconds``: time on each probe and each whole network."""
 
     max_widths: int = 10  # on a grid with more than `all_widths`
-    all_widths: int = 16  # a grid this small is measured whole
+    all_widths: int = 32  # a grid this small is measured whole: a search finds the widths that interpolation flatters
     networks: int = 16
     block_seconds: float = 0.06
     network_seconds: float = 0.4
@@ -140,7 +140,8 @@ class _Builder:
         if not path.exists():
             start_table(path, header)
         found, entries, self.end = read_table(path)
-        asked = header.model_dump(exclude={"kind", "format", "date", "space", "space_name"})
+        check_space(path, found, space)
+        asked = header.model_dump(exclude={"kind", "format", "date", "space", "space_name", "space_hash"})
         check_same(path, found, asked)
         self.table = LatencyTable(found, entries, path)
 

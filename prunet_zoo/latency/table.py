@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from prunet_zoo.errors import LatencyError, describe_validation
+from prunet_zoo.errors import LatencyError
 from prunet_zoo.latency.backends import get_backend
 from prunet_zoo.latency.correction import Correction, NetworkParts
-from prunet_zoo.latency.tablefile import Header, check_same, read_table
+from prunet_zoo.latency.tablefile import Header, check_same, check_space, read_table
 from prunet_zoo.space import SearchSpace
 from prunet_zoo.spec import BlockSpec, NetSpec, parse, stable_hash
 
@@ -92,8 +91,9 @@ class LatencyTable:
         if table.correction is None:
             raise LatencyError(
                 f"latency table {path} is unfinished; go on with the same command that began it: "
-                f"python tools/latency.py table {header.space_name} --out {path} --backend {header.backend} "
-                f"--threads {header.threads}"
+                f"python tools/latency.py table {header.space_name} --num-classes {table.space.num_classes} "
+                f"--out {path} --backend {header.backend} --threads {header.threads} --batch {header.batch} "
+                f"--dtype {header.dtype} --device {header.accelerator}"
             )
         return table
 
@@ -122,10 +122,7 @@ class LatencyTable:
             encoding = tuple(None if c is None else (int(c[0]), int(c[1])) for c in entry["encoding"])
             self.networks[encoding] = float(entry["ms"])
         elif kind == "correction":
-            try:
-                self.correction = Correction.model_validate({k: v for k, v in entry.items() if k != "kind"})
-            except ValidationError as error:
-                raise describe_validation(error, "correction") from None
+            self.correction = parse(Correction, {k: v for k, v in entry.items() if k != "kind"}, "correction")
         else:
             raise ValueError(f"unknown kind {kind!r}")
 
@@ -179,6 +176,7 @@ class LatencyTable:
                 raise LatencyError(
                     f"{network.name!r} has {field} {other}, latency table {self.path} was measured for {mine}; "
                     "build a table for the space with that value"
+                    + (" (python tools/latency.py table … --num-classes N)" if field == "num_classes" else "")
                 )
         return (self.correction or Correction()).fixed * self._fixed_raw()
 
@@ -220,7 +218,7 @@ class LatencyTable:
             LatencyError: naming both sides.
         """
         if space is not None:
-            check_same(self.path, self.header, {"space_hash": space.hash})
+            check_space(self.path, self.header, space)
         check_same(self.path, self.header, asked)
         if device is None:
             device = get_backend(self.header.backend).device_name(self.header.accelerator)

@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from prunet_zoo.errors import LatencyError, describe_validation
+from prunet_zoo.errors import LatencyError, SpecError
 from prunet_zoo.files import WriteError, write_atomic
 from prunet_zoo.space import SearchSpace
-from prunet_zoo.spec import Frozen
+from prunet_zoo.spec import Frozen, parse
 
 FORMAT = 1
 
@@ -72,13 +70,13 @@ def read_table(path: str | Path) -> tuple[Header, list[dict[str, Any]], int]:
     end = len(raw) - len(rest)
     rows = [_parse_line(path, number, line) for number, line in enumerate(lines, 1)]
     if not rows or rows[0].get("kind") != "header":
-        raise LatencyError(f"{path} is not a latency table: its first line is no header; give another file")
+        raise _no_table(path)
     if rows[0].get("format") != FORMAT:
         raise LatencyError(f"{path} has format {rows[0].get('format')!r}, this version reads {FORMAT}; build it again")
     try:
-        header = Header.model_validate(rows[0])
-    except ValidationError as error:
-        raise LatencyError(str(describe_validation(error, f"header of latency table {path}"))) from None
+        header = parse(Header, rows[0], f"header of latency table {path}")
+    except SpecError as error:
+        raise LatencyError(str(error)) from None
     return header, rows[1:], end
 
 
@@ -88,8 +86,14 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     except ValueError:
         row = None
     if not isinstance(row, dict) or "kind" not in row:
+        if number == 1:
+            raise _no_table(path)
         raise LatencyError(f"{path}, line {number} is damaged; delete it and build the table again to fill the gap")
     return row
+
+
+def _no_table(path: Path) -> LatencyError:
+    return LatencyError(f"{path} is not a latency table: its first line is no header; give another file")
 
 
 def start_table(path: str | Path, header: Header) -> None:
@@ -129,9 +133,37 @@ def check_same(path: str | Path, header: Header, asked: dict[str, Any]) -> None:
         mine = getattr(header, field)
         if mine != value:
             name = field.replace("_", " ")
-            if field == "space_hash":
-                mine = f"{mine} ({header.space_name})"
             raise LatencyError(
                 f"latency table {path} is of {name} {mine!r}, but {name} {value!r} is asked for; "
                 "give the table that fits, or another file name to build one"
             )
+
+
+def check_space(path: str | Path, header: Header, asked: SearchSpace) -> None:
+    """Raise `LatencyError` naming the fields in which the table's space differs from the one ``asked`` for."""
+    if header.space_hash == asked.hash:
+        return
+    mine, other = (s.model_dump(mode="json", exclude={"name"}) for s in (header.search_space(), asked))
+    fields = list(_differences(mine, other)) or [f"hash {header.space_hash}, not {asked.hash}"]
+    more = f" and {len(fields) - 4} more" if len(fields) > 4 else ""
+    advice = "give the table that fits, or another file name to build one"
+    if [field.split()[0] for field in fields] == ["num_classes"]:
+        advice += f": python tools/latency.py table {asked.name} --num-classes {asked.num_classes} --out FILE"
+    raise LatencyError(
+        f"latency table {path}: its space {header.space_name!r} differs from the {asked.name!r} asked for: "
+        f"{', '.join(fields[:4])}{more}; {advice}"
+    )
+
+
+def _differences(mine: Any, asked: Any, field: str = "") -> Iterator[str]:
+    """Where two spaces as JSON data differ: "field value, not value"."""
+    if isinstance(mine, dict) and isinstance(asked, dict):
+        for key in mine:  # both have every field
+            yield from _differences(mine[key], asked[key], f"{field}.{key}".lstrip("."))
+    elif isinstance(mine, list) and isinstance(asked, list) and any(isinstance(v, dict) for v in mine + asked):
+        if len(mine) != len(asked):
+            yield f"{field} has {len(mine)} entries, not {len(asked)}"
+        for i, pair in enumerate(zip(mine, asked, strict=False)):
+            yield from _differences(*pair, f"{field}[{i}]")
+    elif mine != asked:
+        yield f"{field} {mine}, not {asked}"

@@ -23,7 +23,8 @@ class PruNet(PruNetBackbone, BaseModule):
     """`PruNetBackbone` with MMEngine's ``init_cfg``. Image (B, 3, H, W) → tuple of maps, one for each of out_indices.
 
     Args:
-        arch: listed name, path of a spec (``.json``) or of weights (``.safetensors``, spec inside), dict or `NetSpec`.
+        arch: listed name, path of a spec (``.json``) or of weights, dict or `NetSpec`. Of a weights file
+            (``.safetensors``, spec inside) the backbone's weights are loaded too, unless ``init_cfg`` is Pretrained.
         out_indices: feature levels by stride: 0 is stride 2, 1 is stride 4, …
         frozen_stages, norm_cfg, norm_eval, with_cp, drop_path_rate: see `PruNetBackbone`.
         init_cfg: as in MMEngine. ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is strict here: every tensor of
@@ -32,7 +33,7 @@ class PruNet(PruNetBackbone, BaseModule):
 
     Raises:
         UnknownNameError, SpecError: a bad argument; the message says what is allowed.
-        CheckpointError: on `init_weights`, when the checkpoint does not fit.
+        CheckpointError: when a weights file does not fit (the one in ``init_cfg``: on `init_weights`).
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class PruNet(PruNetBackbone, BaseModule):
         self.init_cfg = init_cfg
 
     def init_weights(self) -> None:
-        """Apply ``init_cfg``: first what MMEngine's initialisers do, then the checkpoint."""
+        """Apply ``init_cfg``: what MMEngine's initialisers do, then the checkpoint or else ``arch``'s weights."""
         if self._is_init:
             return
         configured = self.init_cfg
@@ -61,6 +62,10 @@ class PruNet(PruNetBackbone, BaseModule):
             super().init_weights()
         finally:
             self.init_cfg = configured
+        if (
+            self._arch_weights is not None and not pretrained
+        ):  # again: an initialiser of the detector's reaches here as well
+            pretrained = [{"checkpoint": self._arch_weights}]
         for item in pretrained:
             self._load(item)
 

@@ -17,10 +17,13 @@ import torch
 from mmengine.config import Config, DictAction
 
 from prunet_zoo.errors import PrunetError
+from prunet_zoo.files import WriteError
+from prunet_zoo.mm.checks import from_data, how_to_restore
 from prunet_zoo.mm.interrupts import Interrupted, resume_command
 
 USER_ERROR = 2
-_AT_ONCE = "stopped at once; what was saved before is whole. Continue with:\n    {}"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_AT_ONCE = "stopped at once; what was saved before is whole. {} with:\n    {}"
 
 
 class ConfigError(PrunetError, ValueError):
@@ -96,31 +99,61 @@ def config_from_args(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+def run_tool(
+    main: Callable[[Sequence[str] | None], int | None],
+    argv: Sequence[str] | None = None,
+    resumable: bool = False,
+    drop: Sequence[str] = (),
+) -> NoReturn:
     """Run a tool's ``main(argv)`` and exit: 0; 2 and a line on stderr for what a user can mend; 130 or 143 on signals.
 
     Errors of the program itself keep their traceback.
+
+    Args:
+        main: the tool.
+        argv: its arguments; None: this process's.
+        resumable: whether it has ``--resume``, which the printed command to continue then gets.
+        drop: options of the tool that the printed command leaves out.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    again = resume_command(None, resumable, drop)
+    stopped = _AT_ONCE.format("Continue" if resumable else "Run it again", again)
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Interrupted(number, stopped)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         status = main(argv) or 0
     except Interrupted as stop:
         print(f"\n{stop.message}", file=sys.stderr)
         status = stop.status
     except KeyboardInterrupt:
-        print("\n" + _AT_ONCE.format(resume_command()), file=sys.stderr)
+        print(f"\n{stopped}", file=sys.stderr)
         status = 128 + signal.SIGINT
-    except PrunetError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        status = USER_ERROR
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (PrunetError, OSError) as error:
+        message = _for_user(error)
+        if message is None:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        print(f"error: the disk is full{where}; free some space, then run the same command again", file=sys.stderr)
+        if isinstance(error, WriteError) or (not isinstance(error, PrunetError) and error.errno in _FULL):
+            message += f" Then run:\n    {again}"
+        print(f"error: {message}", file=sys.stderr)
         status = USER_ERROR
     sys.stdout.flush()
     sys.exit(status)
+
+
+def _for_user(error: PrunetError | OSError) -> str | None:
+    """What to tell the user; None: the error is the program's own."""
+    if isinstance(error, PrunetError):
+        return one_line(error)
+    if error.errno in _FULL:
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{where}; free some space or choose another folder."
+    if isinstance(error, FileNotFoundError) and from_data(error):
+        text = one_line(error)
+        path = error.filename or text.partition("'")[2].rpartition("'")[0]  # a worker's error has the text alone
+        return f"the data is not complete: {text}; {how_to_restore(path)}"
+    return None
 
 
 def one_line(error: BaseException) -> str:
@@ -133,7 +166,3 @@ def one_line(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0]
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number, _AT_ONCE.format(resume_command()))

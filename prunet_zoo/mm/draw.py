@@ -18,6 +18,8 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from prunet_zoo.errors import CheckpointError, DataError, PrunetError
 from prunet_zoo.files import write_atomic
+from prunet_zoo.mm.checks import check_files, how_to_restore
+from prunet_zoo.mm.cli import ConfigError, load_config
 
 FOUND, ANNOTATED = "#ff3b30", "#34c759"  # red and green
 
@@ -47,18 +49,28 @@ def draw_detections(
         Path of the picture.
 
     Raises:
-        DataError: no images.
+        ConfigError: the config is missing, broken, or not of a detector.
+        DataError: no images, or a file of the data is missing.
     """
+    cfg = load_config(config) if isinstance(config, str | Path) else config
+    model_cfg = cfg.get("model") or {}
+    if not {"backbone", "detector"} & set(model_cfg):
+        raise ConfigError(
+            f"{cfg.filename or 'the config'} has no detector to draw with, but a model of type "
+            f"{model_cfg.get('type')!r}; give the work directory of a detector's training run"
+        )
     from mmdet.apis import inference_detector, init_detector
 
-    cfg = Config.fromfile(config) if isinstance(config, str | Path) else config
     device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     init_default_scope(cfg.get("default_scope", "mmdet"))
-    model = init_detector(cfg, str(checkpoint), palette="random", device=device)
     annotated = _annotated(cfg) if "val_dataloader" in cfg else {}
     paths = list(annotated)[:images] if isinstance(images, int) else [str(path) for path in images]
     if not paths:
         raise DataError("no image to draw: give paths, or a number and a config with validation data")
+    missing = [path for path in paths if not Path(path).is_file()]
+    if missing:
+        raise DataError(f"image {missing[0]} does not exist; {how_to_restore(missing[0])}")
+    model = init_detector(cfg, str(checkpoint), palette="random", device=device)
     results = inference_detector(model, paths)
     classes = model.dataset_meta["classes"]
     write_atomic(out_png, _grid(paths, results, annotated, classes, score_thr, min(columns, len(paths))))
@@ -67,6 +79,7 @@ def draw_detections(
 
 def _annotated(cfg: Config) -> dict[str, list[tuple[list[float], int]]]:
     """Path → annotated (box, label) of each validation image, in order."""
+    check_files({"val_dataloader": cfg.val_dataloader}, ("val",))
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     found = {}
     for index in range(len(dataset)):

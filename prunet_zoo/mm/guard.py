@@ -39,6 +39,7 @@ _IGNORED = {
     "table",
     "test_dataloader",
     "test_evaluator",
+    "verify",
     "vis_backends",
     "visualizer",
     "work_dir",
@@ -62,7 +63,7 @@ def fingerprint_hash(cfg: Mapping[str, Any]) -> str:
 
 
 def check_work_dir(work_dir: str | Path, cfg: Mapping[str, Any], resume: bool) -> None:
-    """Let a run start in ``work_dir``, with ``resume`` only one of the same config. Writes nothing, see `claim_work_dir`.
+    """Let a run start in ``work_dir``, with ``resume`` only one of the same config. It writes nothing.
 
     Raises:
         TrainingError: the run in ``work_dir`` has another config; the differing keys are named.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -71,9 +74,61 @@ class StopSignals:
         )
 
 
-def resume_command(argv: Sequence[str] | None = None) -> str:
-    """The shell command that continues the run of this process: the same one with ``--resume``."""
-    words = list(sys.argv if argv is None else argv)
-    if "--resume" not in words:
+class _PassOn(StopSignals):
+    """Notes signals while a child runs and passes SIGTERM on to it; Ctrl-C reaches the whole group of a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child: subprocess.Popen[str] | None = None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return
+        self.requested = number
+        if number == signal.SIGTERM and self.child is not None:
+            self.child.send_signal(number)
+
+
+def run_child(command: Sequence[str], cwd: Path, capture: bool = False) -> tuple[int, str, int | None]:
+    """Run a program to its end; Ctrl-C and SIGTERM leave it the time to save.
+
+    Args:
+        command: the program and its arguments.
+        cwd: where it runs.
+        capture: return what it writes to stdout instead of showing it.
+
+    Returns:
+        Its exit status, the captured output, and the number of the signal that it, or this process, was stopped by;
+        None without one.
+    """
+    signals = _PassOn()
+    with signals:
+        child = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE if capture else None, text=True)
+        signals.child = child
+        if signals.requested == signal.SIGTERM:  # it came before there was a child to pass it on to
+            child.send_signal(signal.SIGTERM)
+        output = child.communicate()[0] or ""
+    status = child.returncode
+    own = {code: number for number in _SIGNALS for code in (-number, 128 + number)}.get(status)
+    return status, output, signals.requested or own
+
+
+def resume_command(argv: Sequence[str] | None = None, resumable: bool = True, drop: Sequence[str] = ()) -> str:
+    """The shell command that continues the run of this process: the same one with ``--resume``.
+
+    Args:
+        argv: script and arguments; None: this process's.
+        resumable: whether the tool has ``--resume``; without it the command is repeated as it was.
+        drop: options (without value) that are left out, because they would begin anew.
+    """
+    words = [word for word in (sys.argv if argv is None else argv) if word not in drop]
+    if resumable and "--resume" not in words:
         words.append("--resume")
-    return shlex.join(["python", *words])
+    return shlex.join([_python(), *words])
+
+
+def _python() -> str:
+    """``python`` where the shell finds this environment's under that name, else this interpreter's path."""
+    found = shutil.which("python")
+    same = found is not None and Path(found).absolute().parent == Path(sys.executable).absolute().parent
+    return "python" if same else sys.executable

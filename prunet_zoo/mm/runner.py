@@ -26,6 +26,7 @@ class SearchStateHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Remove what an earlier search left: its results must not pass for those of the one that starts now."""
+        Runner.dump_config(runner)
         if is_main_process() and not runner._resume:
             for name in (*RESULT_FILES, TRIALS_FILE):
                 (Path(runner.work_dir) / name).unlink(missing_ok=True)
@@ -56,6 +57,9 @@ class SuperNetRunner(Runner):
     ``train()`` ends with ``spec.json``, ``weights.safetensors``, ``report.json`` and ``report.html`` in the work
     directory.
     """
+
+    def dump_config(self) -> None:
+        """Nothing: MMEngine calls this when a runner is made, `SearchStateHook` writes the config when it starts."""
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """Move the model to the device; see `SuperNetClassifier` for why there is no DDP wrapper."""

@@ -44,23 +44,32 @@ def set_target(cfg: Config, target: float | None, table: str | Path | None, veri
 def search(cfg: Config) -> dict[str, Any]:
     """Search as the config says; returns the report (in the first process, else an empty dict).
 
-    With ``cfg.resume`` a finished search in the same work directory is not run again.
+    With ``cfg.resume`` a finished search in the same work directory is not run again; where it was not verified and is
+    to be now (``--verify``), only its end is.
 
     Raises:
         PrunetError: whatever the user can mend. `Interrupted` after a signal.
     """
     if cfg.get("launcher") == "pytorch" and not torch.cuda.is_available():
         torch.distributed.init_process_group("gloo")  # MMEngine's launcher knows GPUs only
-    finished = all((Path(cfg.work_dir) / name).is_file() for name in RESULT_FILES)
+    report = _finished(cfg)
     make_robust(cfg)
     resume = bool(cfg.get("resume"))
     prepare_resume(cfg)
-    if resume and finished:
-        return dict(json.loads((Path(cfg.work_dir) / "report.json").read_text(encoding="utf-8")))
+    if resume and report:
+        return report
     runner = build_runner(cfg)
     try:
         runner.train()
     finally:
         close_hooks(runner)
-    path = Path(cfg.work_dir) / "report.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if is_main_process() else {}
+    return _finished(cfg) if is_main_process() else {}
+
+
+def _finished(cfg: Config) -> dict[str, Any]:
+    """The report in the work directory, empty where a search (or the verification that is asked for) is not done."""
+    work_dir = Path(cfg.work_dir)
+    if not all((work_dir / name).is_file() for name in RESULT_FILES):
+        return {}
+    report = dict(json.loads((work_dir / "report.json").read_text(encoding="utf-8")))
+    return report if report["verify"] >= cfg.train_cfg.get("verify", 0) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import resource
 import sys
@@ -15,6 +16,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from prunet_zoo.errors import DataError, TrainingError
+from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.epoch_loop import ResumableEpochLoop, skip_batches
 from prunet_zoo.mm.supernet_model import SuperNetClassifier, average_buffers, average_gradients
 from prunet_zoo.registry import LOOPS, TASK_UTILS, register
@@ -25,6 +27,7 @@ register(TASK_UTILS)(TieredPruning)
 
 TRIALS_FILE = "latency_trials.json"
 RESULT_FILES = ("spec.json", "weights.safetensors", "report.json", "report.html")
+COST_FIELDS = ("type", "table", "backend", "threads", "batch", "dtype", "accelerator", "device")  # of `make_cost`
 _AVERAGED = ("loss", "acc", "arch_loss", "arch_acc")
 
 
@@ -62,12 +65,17 @@ class SearchLoop(ResumableEpochLoop):
         super().__init__(runner, dataloader, max_epochs)
         self.arch_dataloader = runner.build_dataloader(arch_dataloader, seed=runner.seed)
         self.val_dataloader = runner.build_dataloader(val_dataloader, seed=runner.seed) if val_dataloader else None
-        self.strategy: SearchStrategy = TASK_UTILS.build(dict(strategy))
-        self.latency_cfg = dict(latency)
+        self.strategy: SearchStrategy = _build_strategy(strategy)
+        self.latency_cfg = check_cost_config(latency)
         self.verify, self.recalibration_batches, self.name = verify, recalibration_batches, name
         self.history: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self._totals, self._elapsed = dict.fromkeys(_AVERAGED, 0.0), 0.0
+        loaders = (self.dataloader, self.arch_dataloader, self.val_dataloader)
+        seen = {_content(loader) for loader in loaders if loader is not None}
+        if len(seen) > 1:
+            both = " and ".join(sorted(map(str, seen)))
+            raise DataError(f"the parts of a search read different data: {both}; give one folder to all (--data-root)")
         if verify < 0:
             raise TrainingError(f"train_cfg.verify (--verify) must be 0 or more, got {verify}")
         for loader, part in ((self.dataloader, "weights'"), (self.arch_dataloader, "architecture's")):
@@ -222,6 +230,32 @@ class SearchLoop(ResumableEpochLoop):
         self.forget(self.strategy.load_state_dict(state["strategy"]))
         self.history, self.events = list(state["history"]), list(state["events"])
         self._totals, self._elapsed = dict(state["totals"]), state["elapsed"]
+
+
+def _content(loader: DataLoader[Any]) -> tuple[str, int]:
+    """What a loader reads: its folder (or kind of data) and number of classes."""
+    dataset = loader.dataset
+    root = getattr(getattr(dataset, "data", None), "root", type(dataset).__name__)
+    return str(root), len(getattr(dataset, "metainfo", {}).get("classes", ()))
+
+
+def _build_strategy(config: dict[str, Any]) -> SearchStrategy:
+    cls = TASK_UTILS.get(config.get("type", ""))
+    if cls is None:
+        raise ConfigError(f"train_cfg.strategy.type {config.get('type')!r} is not a registered strategy")
+    known = set(inspect.signature(cls).parameters)
+    if not set(config) - {"type"} <= known:
+        odd = ", ".join(sorted(set(config) - {"type"} - known))
+        raise ConfigError(f"train_cfg.strategy does not take {odd}; {cls.__name__} takes {', '.join(sorted(known))}")
+    return TASK_UTILS.build(dict(config))
+
+
+def check_cost_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy of ``train_cfg.latency``; raises `ConfigError` for a field that `make_cost` does not take."""
+    odd = ", ".join(sorted(set(config) - set(COST_FIELDS)))
+    if odd:
+        raise ConfigError(f"train_cfg.latency does not take {odd}; it takes {', '.join(COST_FIELDS)}")
+    return dict(config)
 
 
 def _floats(figures: dict[str, Any]) -> dict[str, float]:

@@ -46,6 +46,11 @@ def _write(runner: SuperNetRunner) -> dict[str, Any]:
     model = create_model(spec).to(device)
     model.load_state_dict(state)
     batches = (loop.runner.model.data_preprocessor(b)["inputs"] for b in _in_order(loop))
+    fresh = supernet.missing(encoding)
+    if fresh:
+        runner.logger.warning(
+            f"the target needed blocks that had been pruned, in layers {fresh}: they start with fresh weights"
+        )
     used = recalibrate_batchnorm(model, itertools.islice(batches, loop.recalibration_batches))
     top1 = evaluate(model, loop.val_dataloader, runner.model.data_preprocessor) if loop.val_dataloader else None
     predicted = cost(spec) * correction
@@ -61,6 +66,7 @@ def _write(runner: SuperNetRunner) -> dict[str, Any]:
         "predicted": predicted,
         "measured": measured,
         "measured_error": None if measured is None else measured["median_ms"] / target - 1,
+        "verify": loop.verify,
         "correction": correction,
         "trials": trials,
         "cost": cost.describe(),
@@ -68,6 +74,7 @@ def _write(runner: SuperNetRunner) -> dict[str, Any]:
         "recalibration_batches": used,
         "params": spec.params(),
         "macs": spec.macs(),
+        "reinitialised_layers": fresh,
         "encoding": [list(choice) if choice else None for choice in encoding],
         "found": [list(choice) if choice else None for choice in supernet.best()],
         "seconds": sum(row["seconds"] for row in loop.history),
@@ -83,6 +90,11 @@ def _write(runner: SuperNetRunner) -> dict[str, Any]:
         + ("" if measured is None else f", measured {measured['median_ms']:.4g} ms")
         + f", {spec.params() / 1e6:.2f} M parameters, {spec.macs() / 1e6:.1f} MMACs; written to {out}"
     )
+    if measured is not None and not 0.95 <= measured["median_ms"] / target <= 1.0:
+        runner.logger.warning(
+            f"the network measures {100 * (measured['median_ms'] / target - 1):+.1f}% off its target: a table is a few "
+            "percent off for one network. To adjust it by measurements, run the command again with --resume --verify 4"
+        )
     return report
 
 

@@ -24,10 +24,12 @@ from prunet_zoo.errors import CheckpointError
 from prunet_zoo.files import write_json
 from prunet_zoo.mm.channels import follow_spec
 from prunet_zoo.mm.checkpoint import find_resumable
+from prunet_zoo.mm.checks import check_batches, check_classes, check_files, check_pretrained
 from prunet_zoo.mm.classifier import load_pretrained
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.guard import check_work_dir, fingerprint_hash
 from prunet_zoo.mm.hooks import InterruptHook, find_net, unwrap
+from prunet_zoo.mm.lr_scale import scale_schedules
 from prunet_zoo.mm.progress import ProgressHook
 from prunet_zoo.models import PruNetBackbone, load_state
 from prunet_zoo.models.backbone import resolve_arch
@@ -171,9 +173,28 @@ def train(cfg: Config) -> dict[str, Any]:
     return record
 
 
-def build_runner(cfg: Config) -> Runner:
-    """The config's runner."""
-    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+def build_runner(cfg: Config, training: bool = True) -> Runner:
+    """The config's runner, whose data has been looked at.
+
+    Args:
+        cfg: the config.
+        training: the runner is to train (or search); else it is to test.
+
+    Raises:
+        DataError: annotations or images are missing, are too few for a batch, or have other classes than the model.
+        CheckpointError: the weights to start from are missing.
+        ConfigError: ``auto_scale_lr`` with a schedule that cannot be scaled.
+    """
+    if int(os.environ.get("RANK", 0)) == 0:  # only the first process can know that the built-in data has been made
+        check_files(cfg, ("train", "val") if training else ("test",))
+        if training:
+            check_pretrained(cfg.model)
+    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    if training:
+        scale_schedules(runner)
+        check_batches(runner)
+    check_classes(runner, training)
+    return runner
 
 
 def close_hooks(runner: Runner) -> None:
@@ -201,7 +222,7 @@ def test(cfg: Config, checkpoint: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {checkpoint} does not exist")
     make_data(cfg)
     cfg.resume, cfg.load_from = False, None
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, training=False)
     load_strictly(runner.model, checkpoint)
     metrics = {k: float(v) for k, v in runner.test().items() if isinstance(v, int | float)}
     record = describe_run(runner, {"last_metrics": metrics})

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from prunet_zoo.errors import SpecError
 from prunet_zoo.models.blocks import build_stages
 from prunet_zoo.models.layers import init_weights, make_norm_factory
+from prunet_zoo.models.weights import load_weights, read_weights_spec
 from prunet_zoo.spec import NetSpec, load_spec
 
 
@@ -23,7 +24,8 @@ class PruNetBackbone(nn.Module):
     requested level is not built.
 
     Args:
-        arch: listed name, path of a spec (``.json``) or of weights (``.safetensors``, spec inside), dict or `NetSpec`.
+        arch: listed name, path of a spec (``.json``) or of weights, dict or `NetSpec`. Of a weights file
+            (``.safetensors``, spec inside) the backbone's weights are loaded too.
         out_indices: feature levels by stride: 0 is stride 2, 1 is stride 4, …; each is the last layer of its stride.
         frozen_stages: -1 freezes nothing; n freezes everything up to and with feature level n (no gradient, norms in
             eval mode), so 0 is the stem's stride 2, 1 up to stride 4, as in mmdet's ResNet.
@@ -34,6 +36,7 @@ class PruNetBackbone(nn.Module):
 
     Raises:
         UnknownNameError, SpecError: with what is allowed.
+        CheckpointError: the weights file is missing or damaged, or lacks tensors of the backbone.
     """
 
     def __init__(
@@ -47,7 +50,9 @@ class PruNetBackbone(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        _check_arguments(out_indices, frozen_stages, norm_cfg, drop_path_rate)
         self.spec = resolve_arch(arch)
+        self._arch_weights = str(arch) if _is_weights(arch) else None
         self.out_indices = tuple(out_indices)
         if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices)):
             raise SpecError(f"out_indices must be increasing and not empty, got {self.out_indices}")
@@ -65,6 +70,8 @@ class PruNetBackbone(nn.Module):
         self._taps = {(levels[i].stage, levels[i].block) for i in self.out_indices}
         self.stages = build_stages(self.spec, make_norm_factory(norm_cfg), drop_path_rate, max(self._taps))
         init_weights(self)
+        if self._arch_weights is not None:
+            load_weights(self, self._arch_weights)
         self._freeze()
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -109,8 +116,26 @@ class PruNetBackbone(nn.Module):
 
 def resolve_arch(arch: str | Path | dict[str, Any] | NetSpec) -> NetSpec:
     """`load_spec` that also takes a ``.safetensors`` file with its spec inside."""
-    if str(arch).endswith(".safetensors"):
-        from prunet_zoo.models.weights import read_weights_spec
+    return read_weights_spec(str(arch)) if _is_weights(arch) else load_spec(arch)
 
-        return read_weights_spec(str(arch))
-    return load_spec(arch)
+
+def _is_weights(arch: Any) -> bool:
+    return isinstance(arch, str | Path) and str(arch).endswith(".safetensors")
+
+
+def _check_arguments(out_indices: Any, frozen_stages: Any, norm_cfg: Any, drop_path_rate: Any) -> None:
+    """Raise `SpecError` for an argument of another type than the backbone takes, or a rate out of range."""
+    is_list = isinstance(out_indices, Sequence) and not isinstance(out_indices, str | bytes)
+    if not (is_list and all(_is_int(i) for i in out_indices)):
+        raise SpecError(f"out_indices must be a list of integers, such as (1, 2, 3, 4); got {out_indices!r}")
+    if not _is_int(frozen_stages):
+        raise SpecError(f"frozen_stages must be an integer, -1 for nothing; got {frozen_stages!r}")
+    if not (norm_cfg is None or isinstance(norm_cfg, Mapping)):
+        raise SpecError(f"norm_cfg must be None or a dict, such as dict(type='BN'); got {norm_cfg!r}")
+    is_number = isinstance(drop_path_rate, int | float) and not isinstance(drop_path_rate, bool)
+    if not (is_number and 0 <= drop_path_rate < 1):
+        raise SpecError(f"drop_path_rate must be a number from 0 to below 1; got {drop_path_rate!r}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from prunet_zoo.errors import LatencyError
-from prunet_zoo.search.cost import Cost, choice_cost
+from prunet_zoo.search.cost import Cost, choice_cost, cost_range
 from prunet_zoo.search.knapsack import Option, grouped_knapsack
 from prunet_zoo.space import Choice, Encoding, SearchSpace
 
@@ -50,6 +50,9 @@ def adjust_widths(
         _all_options(space, cost, i, group, target, price, scale, preference or {}) for i, group in enumerate(groups)
     ]
     encoding = _solve(wide, budget, lowest)
+    (low, fastest), _ = cost_range(cost, space)
+    if encoding is None and LOWEST * target < low <= target:
+        return fastest  # the knapsack rounds costs up, so the very fastest network may not seem to fit
     if encoding is None:
         raise LatencyError(
             f"no network of space {space.name!r} costs between {LOWEST * target:.4g} and {target:.4g} {cost.unit}; "

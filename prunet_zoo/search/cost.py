@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from prunet_zoo.errors import LatencyError
@@ -91,6 +92,12 @@ def default_target(cost: Cost, space: SearchSpace) -> float:
     return float(f"{fastest + (slowest - fastest) / 3:.2g}")
 
 
+def _digits(value: float, towards: Callable[[float], int]) -> str:
+    """Four significant digits, rounded into the range that a message offers."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return f"{towards(value / unit) * unit:.4g}"
+
+
 def check_target(cost: Cost, space: SearchSpace, target: float) -> None:
     """Raise `LatencyError` naming both ends when no network of the space can have cost ``target``."""
     (fastest, _), (slowest, _) = cost_range(cost, space)
@@ -98,5 +105,5 @@ def check_target(cost: Cost, space: SearchSpace, target: float) -> None:
         side = "below the fastest" if target < fastest else "above the slowest"
         raise LatencyError(
             f"target {target:g} {cost.unit} is {side} network of space {space.name!r}: "
-            f"choose between {fastest:.4g} and {slowest:.4g} {cost.unit}"
+            f"choose between {_digits(fastest, math.ceil)} and {_digits(slowest, math.floor)} {cost.unit}"
         )

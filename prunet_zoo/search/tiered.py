@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunet_zoo.errors import LatencyError
+from prunet_zoo.errors import LatencyError, SpecError
 from prunet_zoo.search.adjust import adjust_widths
 from prunet_zoo.search.cost import Cost, check_target, default_target
 from prunet_zoo.search.strategy import GradSync, PruneEvent, SearchStrategy
@@ -62,7 +62,12 @@ class TieredPruning(SearchStrategy):
             ("settle", settle, 0.0, 0.9),
         ):
             if not low <= value <= high:
-                raise ValueError(f"TieredPruning: {name} must be between {low} and {high}, got {value}")
+                raise SpecError(f"TieredPruning: {name} must be between {low} and {high}, got {value!r}")
+        if active is not None and active < 1:
+            raise SpecError(f"TieredPruning: active must be 1 or more sampled options (or None for all), got {active}")
+        for name, value in (("lr", lr), ("tau", tau[0]), ("tau", tau[1])):
+            if not 0 < value < math.inf:
+                raise SpecError(f"TieredPruning: {name} must be positive, got {value!r}")
         self.target = math.nan if target is None else float(target)
         self.warmup, self.tau_range, self.lr = warmup, tau, lr
         self.dual_lr, self.damping, self.active = dual_lr, damping, active
@@ -75,9 +80,11 @@ class TieredPruning(SearchStrategy):
         if math.isnan(self.target):
             self.target = default_target(cost, supernet.space)
         check_target(cost, supernet.space, self.target)
+        adjust_widths(supernet.space, cost, supernet.best(), self.target, 0.0)  # fails now rather than at the end
         self.supernet, self.cost, self.epochs = supernet, cost, epochs
         self.fixed = cost.fixed(supernet.space)
         self.warmup_epochs = min(epochs - 1, math.ceil(epochs * self.warmup))
+        self.narrow_epoch = epochs - max(1, round(0.1 * (epochs - self.warmup_epochs)))
         self.generator = torch.Generator().manual_seed(seed)
         self._block_costs: dict[tuple[str, int, tuple[int, int]], float] = {}
         self.optimizer = torch.optim.Adam(supernet.arch_parameters(), lr=self.lr, betas=(0.5, 0.999))
@@ -96,6 +103,8 @@ class TieredPruning(SearchStrategy):
         span = max(1, self.epochs - self.warmup_epochs - 1)
         share = min(1.0, max(0.0, (epoch - self.warmup_epochs) / span))
         self.tau = first * (last / first) ** share
+        if epoch == self.narrow_epoch:
+            self._narrow_windows()
 
     def before_weight_step(self) -> None:
         """Sample the mixture of the next step."""
@@ -128,24 +137,29 @@ class TieredPruning(SearchStrategy):
         return {"arch_loss": float(ce.detach()), "expected": self.expected, "dual": self.dual}
 
     def _move_windows(self) -> None:
-        for layer, name, block in self._prunodes():
+        for block in self._prunodes():
             logits = block.width_logits
             assert logits is not None and logits.grad is not None and block.window is not None
-            if not layer.ran(name):
-                continue  # only the cost spoke in this step
+            # a step that did not run the block counts too: with `active` the loss speaks seldom and loudly, the cost
+            # always and softly, and only over all steps do they balance
             p_large = float(logits.detach().softmax(0)[1])
             if block.window.observe(p_large, float(logits.grad[1])):
                 with torch.no_grad():
                     logits.zero_()
                 self.optimizer.state.pop(logits, None)
 
-    def _prunodes(self) -> list[tuple[StochasticLayer, str, PrunodeBlock]]:
-        return [
-            (layer, name, block)
-            for layer in self.supernet.stochastic_layers()
-            for name, block in layer.blocks().items()
-            if block.searches_width
-        ]
+    def _narrow_windows(self) -> None:
+        """Put every window at its chosen width and a neighbour: what runs last is what is kept."""
+        for block in self._prunodes():
+            assert block.window is not None and block.width_logits is not None
+            block.window.narrow()
+            with torch.no_grad():
+                block.width_logits.zero_()
+            self.optimizer.state.pop(block.width_logits, None)
+
+    def _prunodes(self) -> list[PrunodeBlock]:
+        layers = self.supernet.stochastic_layers()
+        return [block for layer in layers for block in layer.blocks().values() if block.searches_width]
 
     def end_epoch(self, epoch: int) -> tuple[list[PruneEvent], list[nn.Parameter]]:
         """Tiers 2 and 3: remove options that are unlikely and layers whose skip has won."""

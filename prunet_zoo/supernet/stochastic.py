@@ -72,10 +72,6 @@ class StochasticLayer(nn.Module):
             kept = sorted(score, key=lambda name: -score[name])[:active]
             self._active = [name for name in self.theta if name in kept]
 
-    def ran(self, name: str) -> bool:
-        """Whether the last sample executes this option."""
-        return self._active is None or name in self._active
-
     def probabilities(self, names: list[str] | None = None, noisy: bool = False) -> torch.Tensor:
         """softmax(θ) over ``names`` (all options by default); ``noisy``: the Gumbel-softmax sample that was drawn."""
         names = self.options if names is None else names

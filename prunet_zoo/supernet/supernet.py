@@ -112,6 +112,11 @@ class SuperNet(nn.Module):
             state |= {f"stages.{stage}.{index}.{k}": v for k, v in self._inherit(layer, choice).items()}
         return spec, {k: v.detach().cpu().clone() for k, v in state.items()}
 
+    def missing(self, encoding: Sequence[Choice]) -> list[int]:
+        """Layers whose choice was pruned, so that `derive` cannot give it weights."""
+        layers = zip(self.stochastic_layers(), encoding, strict=True)
+        return [i for i, (layer, c) in enumerate(layers) if c is not None and str(c[0]) not in layer.candidates]
+
     def _inherit(self, layer: StochasticLayer, choice: tuple[int, int]) -> dict[str, torch.Tensor]:
         block = build_block(layer.layer.block(*choice), layer.layer.in_channels, self.space.bn_eps)
         init_weights(block)

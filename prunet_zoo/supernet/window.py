@@ -119,7 +119,7 @@ class AveragedRule:
 
     STATE = (
         "low", "high", "centre", "span", "estimate", "spread", "steps", "total", "sum_y", "sum_yy", "logit", "limit",
-        "weight", "power", "known", "s0", "s1", "s2", "t0", "t1", "yy", "slope",
+        "weight", "power", "known", "s0", "s1", "s2", "t0", "t1", "yy",
     )  # fmt: skip
 
     def __init__(
@@ -150,7 +150,6 @@ class AveragedRule:
         self.sum_y = self.sum_yy = self.logit = self.limit = 0.0  # limit 0: none yet
         # faded sums: steps; mean square of the unscaled signal and its weight; Δ², Δ²m, Δ²m², Δy, Δmy, y²
         self.weight = self.power = self.known = self.s0 = self.s1 = self.s2 = self.t0 = self.t1 = self.yy = 0.0
-        self.slope: float | None = None
         self.low, self.high = 0, 1
         self._place()
 
@@ -223,21 +222,10 @@ class AveragedRule:
         mean = float(likelihood @ r)
         self.estimate = float(likelihood @ self.inside)
         self.spread = math.sqrt(max(float(likelihood @ (r - mean) ** 2), 0.0))
-        self.slope = self._end_slope(likelihood, bend)
         reach = self.move * self.span
         self.centre += min(max(self.estimate - self.centre, -reach), reach)
         wanted = self.spans_per_std * self.spread
         self.span = min(max(wanted, self.shrink * self.span), self.grow * self.span)
-
-    def _end_slope(self, likelihood: np.ndarray, bend: np.ndarray) -> float | None:
-        """Signal per unit of position where the estimate is an end of the grid; None if unsure or not at an end."""
-        index = self.choose()
-        if 0 < index < len(self.positions) - 1:
-            return None
-        slopes = bend * (self.roots - self.positions[index])
-        slope = float(likelihood @ slopes)
-        doubt = math.sqrt(max(float(likelihood @ (slopes - slope) ** 2), 0.0))
-        return slope * math.sqrt(self.power / self.known) if abs(slope) > 2 * doubt else None
 
     def _place(self) -> None:
         """Put the window on the grid."""
@@ -327,19 +315,6 @@ class WidthWindow:
     def final(self) -> int:
         """The chosen width. By ``averaged`` it may lie outside the window in use (see `narrow`)."""
         return self.grid[self._rule.choose() if self._rule else 0]
-
-    def slope(self) -> float | None:
-        """Net gain (loss reduction less the cost's price) of one more channel where the grid ends before the gain does.
-
-        Positive at the widest width, negative at the narrowest, in units of the loss. Inside the grid the net gain of
-        the chosen width is zero but for the grid's step: None there, without evidence, and by ``ema``. The gradient by
-        a logit is taken as p_L·p_S = ¼ of the gain, so expect the order of magnitude, no more.
-        """
-        if not isinstance(self._rule, AveragedRule) or self._rule.slope is None:
-            return None
-        # du/dd of u = √d / (√d_max − √d_min)
-        per_channel = 0.5 / math.sqrt(self.final()) / (math.sqrt(self.grid[-1]) - math.sqrt(self.grid[0]))
-        return 4 * self._rule.slope * per_channel
 
     def narrow(self) -> None:
         """Set the window to the chosen width and a neighbour, so that what runs last is what is kept.

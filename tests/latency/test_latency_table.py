@@ -18,7 +18,7 @@ from prunet_zoo.latency.correction import NetworkParts, fit_correction
 from prunet_zoo.latency.probes import random_network
 from prunet_zoo.latency.table import Curve, template_key
 from prunet_zoo.latency.tablefile import append, read_table
-from prunet_zoo.space import load_space
+from prunet_zoo.space import SearchSpace, load_space
 from prunet_zoo.spec import BlockSpec
 
 
@@ -152,11 +152,13 @@ def test_unfinished_missing_and_foreign_files_are_refused(space, make_backend, e
         LatencyTable.load(tmp_path / "none.jsonl")
     with pytest.raises(KeyboardInterrupt):
         build_table(space, table_file, make_backend(fail_after=8), effort=effort)
-    with pytest.raises(LatencyError, match=r"unfinished; go on with the same command"):
+    with pytest.raises(
+        LatencyError, match=r"unfinished; go on with the same command .*table tiny --num-classes 5 --out .*fp32"
+    ):
         LatencyTable.load(table_file)
     other = tmp_path / "other.jsonl"
     other.write_text('{"a": 1}\n')
-    with pytest.raises(LatencyError, match=r"damaged|no header"):
+    with pytest.raises(LatencyError, match="no header"):
         LatencyTable.load(other)
     other.write_text("")
     with pytest.raises(LatencyError, match="no header"):
@@ -175,7 +177,14 @@ def test_unfinished_missing_and_foreign_files_are_refused(space, make_backend, e
         ({"threads": 2}, ("threads 1", "threads 2")),
         ({"batch": 4}, ("batch 1", "batch 4")),
         ({"dtype": "fp16"}, ("fp32", "fp16")),
-        ({"classes": 7}, ("space hash",)),
+        (
+            {"classes": 7},
+            (
+                "its space 'tiny' differs from the 'tiny' asked for: ",
+                "num_classes 5, not 7;",
+                "table tiny --num-classes 7 --out FILE",
+            ),
+        ),
         ({"backend": "torch"}, ("fake", "torch")),
     ],
 )
@@ -199,10 +208,56 @@ def test_require_names_both_sides(space, make_backend, effort, table_file):
     table.require(space, backend="fake", threads=1, device="fake device")
     with pytest.raises(LatencyError, match=r"backend 'fake', but backend 'onnxruntime' is asked for"):
         table.require(space, backend="onnxruntime", device="fake device")
-    with pytest.raises(LatencyError, match=rf"space hash '{space.hash} \(tiny\)'"):
+    with pytest.raises(
+        LatencyError, match=r"'tiny' differs from the 'prunet_cpu_small' asked for: input_size 16, not 32, .* and "
+    ):
         table.require(load_space("prunet_cpu_small"), device="fake device")
     with pytest.raises(LatencyError, match=r"device 'fake device', but device 'GPU' is asked for"):
         table.require(space, device="GPU")
+
+
+def test_a_table_of_another_space_names_what_differs(space, make_backend, effort, table_file):
+    table = build_table(space, table_file, make_backend(), effort=effort)
+    data = space.model_dump()
+    data["stages"][0]["layers"][1]["hidden"]["max_expansion"] = 4
+    data["stages"][1]["layers"][0]["kernel_sizes"] = [3, 5]
+    with pytest.raises(LatencyError) as error:
+        table.require(SearchSpace.from_dict({**data, "num_classes": 9}), device="fake device")
+    for part in (
+        "stages[0].layers[1].hidden.max_expansion 6.0, not 4.0",
+        "stages[1].layers[0].kernel_sizes [3], not [3, 5]",
+        "num_classes 5, not 9",
+    ):
+        assert part in str(error.value)
+    assert "--num-classes" not in str(error.value)  # it would not be enough
+    data = space.model_dump()
+    data["stages"] = data["stages"][:1]
+    with pytest.raises(LatencyError, match=r"asked for: stages has 2 entries, not 1; give the table"):
+        table.require(SearchSpace.from_dict(data), device="fake device")
+
+
+def test_a_network_with_other_classes_is_refused_with_what_to_do(space, make_backend, effort, table_file):
+    table = build_table(space, table_file, make_backend(), effort=effort)
+    with pytest.raises(LatencyError, match=r"num_classes 7, .* measured for 5; .*table … --num-classes N"):
+        table(space.replace(num_classes=7).decode(space.largest()))
+
+
+@pytest.mark.parametrize("text", ["# Title\n\nwords\n", "[1]\n", "{}\n", "\x00\x01\n\xff\n", "{"])
+def test_a_file_that_is_no_table_is_told_so(tmp_path, text):
+    path = tmp_path / "README.md"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(LatencyError, match=r"README\.md is not a latency table") as error:
+        LatencyTable.load(path)
+    assert "delete" not in str(error.value)
+    assert path.read_text(encoding="latin-1") == text
+
+
+def test_header_is_read_strictly(space, make_backend, effort, table_file):
+    build_table(space, table_file, make_backend(), effort=effort)
+    first, *rest = table_file.read_text().splitlines()
+    table_file.write_text("\n".join([json.dumps({**json.loads(first), "threads": "1"}), *rest, ""]))
+    with pytest.raises(LatencyError, match=r"header of latency table .*threads: .*integer \(given: '1'\)"):
+        LatencyTable.load(table_file)
 
 
 def test_require_takes_this_machine_by_default(space, make_backend, effort, table_file):

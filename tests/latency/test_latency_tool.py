@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from prunet_zoo import latency
+from prunet_zoo import latency, load_spec
+from prunet_zoo.errors import LatencyError
 from prunet_zoo.latency import LatencyTable, backends, build
+from prunet_zoo.search import cost_range
 from prunet_zoo.space import load_space
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +64,11 @@ def test_table_then_predict(tool, fake, space, tmp_path, capsys):
     table = tmp_path / "table.jsonl"
     assert tool.main(["table", str(tmp_path / "space.json"), "--out", str(table), "--json"]) == 0
     streams = capsys.readouterr()
-    assert json.loads(streams.out)["space_name"] == "tiny"
+    about = json.loads(streams.out)
+    assert about["space_name"] == "tiny"
+    (fastest, _), (slowest, _) = cost_range(LatencyTable.load(table), space)
+    assert (about["fastest_ms"], about["slowest_ms"]) == (fastest, slowest)
+    assert fastest < slowest
     assert tool.main(["predict", str(tmp_path / "net.json"), "--table", str(table), "--json"]) == 0
     predicted = json.loads(capsys.readouterr().out)
     assert predicted["predicted_ms"] == LatencyTable.load(table)(spec)
@@ -80,6 +87,15 @@ def test_table_then_predict(tool, fake, space, tmp_path, capsys):
         (["measure", "prunet_p0", "--backend", "torch", "--threads", "0"], "threads must be at least 1"),
         (["measure", "prunet_p0", "--input-size", "1", "2", "3"], "one side or height and width, got 3"),
         (["measure", "prunet_p0", "--input-size", "-5"], "input size must be positive"),
+        (["measure", "prunet_p0", "--seconds", "nan"], "--seconds takes a number from 0, got nan"),
+        (["measure", "prunet_p0", "--seconds", "inf"], "--seconds takes a number from 0, got inf"),
+        (["measure", "prunet_p0", "--seconds", "-1"], "--seconds takes a number from 0, got -1"),
+        (["measure", "prunet_p0", "--input-size", "1000000"], "of memory are free; take a smaller --input-size"),
+        (
+            ["measure", "prunet_p0", "--batch", "1000000000"],
+            "of memory are free; take a smaller --input-size or --batch",
+        ),
+        (["table", "prunet_cpu_small", "--out", "x.jsonl", "--num-classes", "0"], "num_classes: "),
         (["table", "prunet_cpu", "--out", "x.jsonl"], "or 'prunet_cpu_small'?"),
         (["predict", "prunet_p0", "--table", "none.jsonl"], "build it: python tools/latency.py table"),
     ],
@@ -93,6 +109,58 @@ def test_errors_are_one_line_and_status_2(tool, capsys, argv, message, tmp_path,
     assert message in streams.err
     assert streams.err.strip().count("\n") == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_table_ends_with_the_range_of_its_space(tool, fake, space, tmp_path, capsys):
+    (tmp_path / "space.json").write_text(space.to_json())
+    table = tmp_path / "table.jsonl"
+    assert tool.main(["table", str(tmp_path / "space.json"), "--out", str(table)]) == 0
+    (fastest, _), (slowest, _) = cost_range(LatencyTable.load(table), space)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"fastest network of the space {fastest:.4g} ms, slowest {slowest:.4g} ms")
+
+
+def test_table_for_another_number_of_classes(tool, fake, space, tmp_path, capsys):
+    (tmp_path / "space.json").write_text(space.to_json())
+    table = tmp_path / "table.jsonl"
+    command = ["table", str(tmp_path / "space.json"), "--out", str(table)]
+    assert tool.main([*command, "--num-classes", "7"]) == 0
+    LatencyTable.load(table).require(space.replace(num_classes=7), device="fake device")
+    capsys.readouterr()
+    assert tool.main(command) == 2
+    assert "num_classes 7, not 5; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("Error in execution: BFCArena Failed to allocate memory for requested buffer of size 9"), True),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError("Unable to allocate"), True),
+        (RuntimeError("shape mismatch"), False),
+    ],
+)
+def test_a_failed_allocation_is_told_from_a_fault(tool, monkeypatch, capsys, error, told):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(latency, "measure", fail)
+    if told:
+        assert tool.main(["measure", "prunet_p0"]) == 2
+        assert "does not fit into the memory of cpu; take a smaller --input-size" in capsys.readouterr().err
+    else:
+        with pytest.raises(RuntimeError, match="shape mismatch"):
+            tool.main(["measure", "prunet_p0"])
+
+
+def test_memory_is_not_asked_for_where_the_system_does_not_tell(tool, monkeypatch):
+    monkeypatch.setattr(tool, "free_memory", lambda: None)
+    tool.check_memory(load_spec("prunet_p0"), (10**6, 10**6), 1, "fp32")
+    monkeypatch.setattr(tool, "free_memory", lambda: 2 * 1024**3)
+    tool.check_memory(load_spec("prunet_p0"), (224, 224), 1, "fp32")
+    with pytest.raises(LatencyError, match=r"32×1024×1024 px needs at least .* GiB for one layer of 'prunet_p0', 2\.0"):
+        tool.check_memory(load_spec("prunet_p0"), (1024, 1024), 32, "fp32")
 
 
 def test_interrupted_table_says_how_to_go_on(tool, fake, space, tmp_path, capsys):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT_MODELS
 
 import prunet_zoo
@@ -128,6 +129,56 @@ def test_safetensors_arrive(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in backbone.state_dict().items())
 
 
+@pytest.fixture
+def weights(tmp_path: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    state = classifier_state()
+    path = tmp_path / "arch.safetensors"
+    prunet_zoo.save_weights(path, state, prunet_zoo.NetSpec.from_dict(TINY))
+    return str(path), state
+
+
+def holds(backbone: PruNet, state: dict[str, torch.Tensor]) -> bool:
+    own = backbone.state_dict()
+    return bool(own) and all(torch.equal(tensor, state[name]) for name, tensor in own.items())
+
+
+CONSTANT = {"type": "Constant", "layer": ["Conv2d", "BatchNorm2d"], "val": 0.25}
+
+
+@pytest.mark.parametrize("init_cfg", [None, CONSTANT, [CONSTANT]])
+def test_a_weights_file_as_arch_brings_its_weights(weights, init_cfg) -> None:
+    path, state = weights
+    backbone = ROOT_MODELS.build({"type": "PruNet", "arch": path, "out_indices": (1, 2), "init_cfg": init_cfg})
+    assert holds(backbone, state)
+    backbone.init_weights()
+    assert holds(backbone, state)
+
+
+def test_a_detectors_initialiser_leaves_the_weights_of_arch(weights) -> None:
+    class Detector(BaseModule):
+        def __init__(self) -> None:
+            super().__init__(init_cfg=CONSTANT)
+            self.backbone = PruNet(path, (1, 2))
+            self.head = torch.nn.Conv2d(16, 2, 1)
+
+    path, state = weights
+    detector = Detector()
+    detector.init_weights()
+    assert (detector.head.weight == 0.25).all()  # it ran
+    assert holds(detector.backbone, state)
+
+
+def test_an_explicit_checkpoint_wins_over_arch(weights, tmp_path: Path) -> None:
+    path, state = weights
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save(other, tmp_path / "other.pth")
+    init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "other.pth")}
+    backbone = PruNet(path, (1, 2), init_cfg=init_cfg)
+    backbone.init_weights()
+    assert holds(backbone, other)
+    assert backbone.init_cfg == init_cfg
+
+
 def test_weights_that_do_not_fit_raise(tmp_path: Path) -> None:
     state = classifier_state()
     lacking = {k: v for k, v in state.items() if "stages.1" not in k}
@@ -163,6 +214,9 @@ def test_other_initialisers_are_mmengines() -> None:
         ({"arch": 3}, "arch must be"),
         ({"arch": TINY, "out_indices": (1, 9)}, "9 does not exist"),
         ({"arch": TINY, "out_indices": (1,), "frozen_stages": 4}, "frozen_stages"),
+        ({"arch": TINY, "out_indices": 3}, "^out_indices must be a list of integers"),
+        ({"arch": TINY, "out_indices": (1,), "norm_cfg": "BN"}, "^norm_cfg must be None or a dict"),
+        ({"arch": TINY, "out_indices": (1,), "drop_path_rate": 2.0}, "^drop_path_rate must be a number"),
     ],
 )
 def test_bad_arguments(options, message: str) -> None:

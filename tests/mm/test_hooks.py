@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from rich.console import Console
 from prunet_zoo import create_model, load_weights
 from prunet_zoo.errors import TrainingError
 from prunet_zoo.mm.cli import load_config
-from prunet_zoo.mm.guard import check_work_dir, fingerprint
-from prunet_zoo.mm.interrupts import Interrupted, StopSignals, resume_command
+from prunet_zoo.mm.guard import check_work_dir, claim_work_dir, fingerprint
+from prunet_zoo.mm.interrupts import Interrupted, StopSignals, resume_command, run_child
 from prunet_zoo.mm.progress import ProgressHook
 from prunet_zoo.mm.training import build_runner, close_hooks, make_robust, prepare_resume
 from prunet_zoo.models import read_weights_spec
@@ -161,15 +163,30 @@ def test_second_ctrl_c_ends_at_once_and_handlers_come_back() -> None:
     assert Interrupted(signal.SIGTERM, "").status == 143
 
 
-def test_command_to_continue() -> None:
+def test_command_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["tools/train.py", "my config.py", "--work-dir", "w"]
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert resume_command(argv) == "python tools/train.py 'my config.py' --work-dir w --resume"
     assert resume_command([*argv, "--resume"]).count("--resume") == 1
+    assert resume_command(argv, resumable=False) == "python tools/train.py 'my config.py' --work-dir w"
+    assert resume_command(["x.py", "--new", "--seed", "1"], False, ("--new",)) == "python x.py --seed 1"
+    monkeypatch.setenv("PATH", str(tmp_path))  # the environment is not activated: `python` would be another one
+    assert resume_command(["x.py"]) == shlex.join([sys.executable, "x.py", "--resume"])
+
+
+def test_a_child_stopped_by_a_signal_of_its_own(tmp_path: Path) -> None:
+    for status, expected in (("0", None), ("3", None), ("130", signal.SIGINT), ("143", signal.SIGTERM)):
+        code = f"print('out'); raise SystemExit({status})"
+        assert run_child([sys.executable, "-c", code], tmp_path, capture=True) == (int(status), "out\n", expected)
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+    assert run_child([sys.executable, "-c", kill], tmp_path) == (-signal.SIGTERM, "", signal.SIGTERM)
 
 
 def test_guard_names_what_differs(tmp_path: Path) -> None:
     cfg = Config(dict(model=dict(type="A", width=3), train_cfg=dict(max_epochs=2), work_dir="a", resume=False))
     check_work_dir(tmp_path, cfg, resume=False)
+    assert not list(tmp_path.iterdir())  # a check writes nothing: the command may yet be refused
+    claim_work_dir(tmp_path, cfg)
     same_run = Config(dict(model=dict(type="A", width=3), train_cfg=dict(max_epochs=2), work_dir="b", resume=True))
     same_run.custom_hooks = [dict(type="ProgressHook")]
     check_work_dir(tmp_path, same_run, resume=True)

@@ -124,9 +124,37 @@ def test_result_files_and_exact_resume_after_kill_9_and_sigterm(config: Path, tm
     both = [json.loads((folder / "report.json").read_text())["history"] for folder in (whole, killed)]
     assert [[row.get(k) for k in same] for row in both[0]] == [[row.get(k) for k in same] for row in both[1]]
 
-    before = (killed / "report.json").stat().st_mtime_ns
+    before = {path.name: path.read_bytes() for path in killed.iterdir() if path.is_file()}
     finished = run(config, killed, "--resume")  # a finished search is not run again
-    assert finished.returncode == 0 and (killed / "report.json").stat().st_mtime_ns == before
+    assert finished.returncode == 0
+    for refused in (("--target-ms", "99"), ("--cfg-options", "train_dataloader.batch_size=100000")):
+        assert run(config, killed, *refused).returncode == 2  # nor do its results go when a command is refused
+    other = run(config, killed, "--resume", "--target-ms", "0.1")
+    assert other.returncode == 2 and "strategy.target: 0.12 there, 0.1 here" in other.stderr
+    assert {path.name: path.read_bytes() for path in killed.iterdir() if path.is_file()} == before
+
+
+def test_two_processes_search_together_on_cpu(config: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(config.parent), str(ROOT)])}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    tool = [str(ROOT / "tools" / "search.py"), str(config), "--work-dir", str(out), "--launcher", "pytorch"]
+    done = subprocess.run([*launch, *tool], capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert 0.97 * 0.12 < report["predicted"] <= 0.12 and done.stdout.count("report.html") == 1
+    checkpoint = torch.load(out / "epoch_6.pth", weights_only=True)
+    assert checkpoint["meta"]["iter"] == 6 * STEPS // 2  # each process has half of the batches
+
+
+def test_resume_with_other_latencies_is_refused(config: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    assert run(config, out, stop_at=f"{STEPS + 2}:{signal.SIGKILL}").returncode == -signal.SIGKILL
+    checkpoint = torch.load(out / "epoch_1.pth", weights_only=True)
+    checkpoint["search"]["cost"] = "another table"
+    torch.save(checkpoint, out / "epoch_1.pth")
+    done = run(config, out, "--resume")
+    assert done.returncode == 2 and "other latencies" in done.stderr
 
 
 def test_results_of_an_earlier_search_do_not_survive_a_new_one(config: Path, tmp_path: Path):
@@ -173,6 +201,9 @@ def test_search_on_an_image_folder_needs_only_another_config(cifar10: Path, tmp_
         (("--table", "missing.jsonl"), "missing.jsonl does not exist"),
         (("--cfg-options", "model.space=prunet_cpu_smal"), "prunet_cpu_small"),
         (("--cfg-options", "train_cfg.latency.type=watts"), "'latency' or 'macs'"),
+        (("--cfg-options", "train_cfg.latency.thread=2"), "does not take thread; it takes type, table"),
+        (("--cfg-options", "train_cfg.strategy.warmup=2"), "warmup must be between 0.0 and 0.9"),
+        (("--cfg-options", "train_cfg.strategy.foo=2"), "TieredPruning takes active"),
     ],
 )
 def test_bad_input_is_one_clear_line(config: Path, tmp_path: Path, options: tuple[str, ...], words: str):

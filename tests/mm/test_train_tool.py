@@ -41,7 +41,7 @@ def call(name: str, *argv: str | Path) -> int:
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as caught:
-            run_tool(tool(name).main, [str(a) for a in argv])
+            run_tool(tool(name).main, [str(a) for a in argv], resumable=name == "train")
     finally:
         signal.signal(signal.SIGTERM, before)
     return int(caught.value.code or 0)
@@ -144,7 +144,7 @@ def test_sigterm_prints_the_command_that_continues(whole: Path, tiny_config: Pat
     assert process.returncode == 143, message
     assert "The state is saved in" in message and "Continue with:" in message
     command = shlex.split(message.strip().splitlines()[-1])
-    assert command[:2] == ["python", str(ROOT / "tools/train.py")] and "--resume" in command
+    assert command[1] == str(ROOT / "tools/train.py") and "--resume" in command
     assert call("train", *command[2:]) == 0
     assert_same_run(whole, work_dir)
 
@@ -159,24 +159,55 @@ def test_ctrl_c_reaches_the_workers_too(tiny_config: Path, tmp_path: Path) -> No
     assert "The state is saved in" in message and message.count("SIGINT") == 1 and "Traceback" not in message
 
 
+@pytest.mark.parametrize("resumable", [True, False])
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "x.json"), 2, "error: the disk is full while writing x.json"),
         (WriteError("cannot write x"), 2, "error: cannot write x"),
-        (KeyboardInterrupt(), 130, "Continue with:"),
-        (Interrupted(signal.SIGTERM, "saved in y"), 143, "saved in y"),
+        (KeyboardInterrupt(), 130, "stopped at once"),
     ],
 )
-def test_exit_status(error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_status_and_command_to_go_on(
+    error: BaseException,
+    status: int,
+    message: str,
+    resumable: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def main(argv: object) -> int:
         raise error
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["tools/some.py", "CONFIG", "--anew"])
+    with pytest.raises(SystemExit) as caught:
+        run_tool(main, resumable=resumable, drop=("--anew",))
+    signal.signal(signal.SIGTERM, before)
+    shown = capsys.readouterr().err
+    assert caught.value.code == status and message in shown
+    expected = ["tools/some.py", "CONFIG", "--resume"] if resumable else ["tools/some.py", "CONFIG"]
+    assert shlex.split(shown.strip().splitlines()[-1])[1:] == expected
+
+
+def test_interruption_gives_its_own_message(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: object) -> int:
+        raise Interrupted(signal.SIGTERM, "saved in y")
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:
         run_tool(main)
     signal.signal(signal.SIGTERM, before)
-    assert caught.value.code == status and message in capsys.readouterr().err
+    assert caught.value.code == 143 and capsys.readouterr().err == "\nsaved in y\n"
+
+
+@pytest.mark.parametrize("name", ["train", "test", "search", "quickstart"])
+def test_printed_command_has_resume_only_where_the_tool_has_it(name: str) -> None:
+    source = (ROOT / "tools" / f"{name}.py").read_text()
+    has_it = name in ("train", "search")
+    assert ("run_tool(main, resumable=True)" in source) is has_it
+    shown = subprocess.run([sys.executable, f"tools/{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert ("--resume" in shown.stdout) is has_it
 
 
 def test_errors_of_the_program_keep_their_traceback() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from prunet_zoo import create_model, list_models, load_weights
-from prunet_zoo.errors import SpecError, UnknownNameError
+from prunet_zoo import create_model, list_models, load_weights, save_weights
+from prunet_zoo.errors import CheckpointError, SpecError, UnknownNameError
 from prunet_zoo.models import PruNetBackbone
 
 SMALL: dict[str, Any] = {
@@ -182,9 +183,43 @@ def test_norm_cfg_reaches_every_norm(cfg: dict[str, Any]) -> None:
         ),
         ({"out_indices": (1,), "frozen_stages": 2}, SpecError, "frozen_stages must be from -1 to"),
         ({"out_indices": (1,), "frozen_stages": -2}, SpecError, "frozen_stages must be from -1 to"),
+        ({"out_indices": 3}, SpecError, "^out_indices must be a list of integers.* got 3$"),
+        ({"out_indices": "123"}, SpecError, "^out_indices must be a list of integers.* got '123'$"),
+        ({"out_indices": (1, "2")}, SpecError, "^out_indices must be a list of integers"),
+        ({"out_indices": (False, True)}, SpecError, "^out_indices must be a list of integers"),
+        ({"out_indices": None}, SpecError, "^out_indices must be a list of integers"),
+        ({"out_indices": (1,), "frozen_stages": 1.5}, SpecError, r"^frozen_stages must be an integer.* got 1\.5$"),
+        ({"out_indices": (1,), "frozen_stages": True}, SpecError, "^frozen_stages must be an integer"),
+        ({"out_indices": (1,), "frozen_stages": None}, SpecError, "^frozen_stages must be an integer"),
+        ({"out_indices": (1,), "norm_cfg": "BN"}, SpecError, "^norm_cfg must be None or a dict.* got 'BN'$"),
+        ({"out_indices": (1,), "drop_path_rate": 2.0}, SpecError, "^drop_path_rate must be a number from 0 to below 1"),
+        ({"out_indices": (1,), "drop_path_rate": -1.0}, SpecError, "^drop_path_rate must be a number"),
+        ({"out_indices": (1,), "drop_path_rate": float("nan")}, SpecError, "^drop_path_rate must be a number"),
+        ({"out_indices": (1,), "drop_path_rate": "0.1"}, SpecError, "^drop_path_rate must be a number"),
         ({"arch": "prunet_p2"}, UnknownNameError, "did you mean .*prunet_p"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         PruNetBackbone(**{"arch": SMALL, **options})
+
+
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_a_weights_file_as_arch_brings_its_weights(tmp_path: Path, as_path: Any) -> None:
+    classifier = with_statistics(create_model(SMALL))
+    path = tmp_path / "w.safetensors"
+    save_weights(path, classifier.state_dict(), classifier.spec)
+    torch.manual_seed(1)
+    backbone = PruNetBackbone(as_path(path), out_indices=(0, 1), frozen_stages=0)
+    state = classifier.state_dict()
+    assert backbone.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in backbone.state_dict().items())
+    assert not any(p.requires_grad for p in backbone.stages[0].parameters())
+
+
+def test_a_weights_file_as_arch_that_lacks_tensors_is_refused(tmp_path: Path) -> None:
+    classifier = create_model(SMALL)
+    lacking = {k: v for k, v in classifier.state_dict().items() if not k.startswith("stages.1.0")}
+    save_weights(tmp_path / "w.safetensors", lacking, classifier.spec)
+    with pytest.raises(CheckpointError, match=r"lacks .* stages\.1\.0"):
+        PruNetBackbone(tmp_path / "w.safetensors", out_indices=(0, 1))

@@ -99,7 +99,7 @@ def test_one_width_never_moves(rule: str) -> None:
     window = WidthWindow([64], rule=rule)
     assert not any(window.observe(0.9, -1.0) for _ in range(200))
     assert window.small == window.large == window.final() == 64
-    assert window.converged and window.slope() is None
+    assert window.converged
     window.narrow()
     window.load_state_dict(window.state_dict())
 
@@ -144,16 +144,6 @@ def test_narrow_keeps_the_choice() -> None:
         chosen = window.final()
         window.narrow()
         assert window.converged and chosen in (window.small, window.large) and window.final() == chosen
-
-
-def test_slope_only_at_an_end() -> None:
-    grid = range(32, 513, 32)
-    up = drive(WidthWindow(grid), lambda d: 3e-4 * d, 1000).slope()
-    down = drive(WidthWindow(grid), lambda d: -3e-4 * d, 1000).slope()
-    assert up is not None and 1e-5 < up < 3e-3
-    assert down is not None and -3e-3 < down < -1e-5
-    assert drive(WidthWindow(grid), lambda d: -(((d - 256) / 512) ** 2), 1000).slope() is None
-    assert WidthWindow(grid).slope() is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, unique=True).map(sorted), st.floats(-1, 2))

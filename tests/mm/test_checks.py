@@ -1,0 +1,218 @@
+"""Ordinary faults of data and weights: one line that names them, before anything is built."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from prunet_zoo.data.scenes import write_scenes
+from prunet_zoo.errors import CheckpointError, DataError
+from prunet_zoo.mm import draw, training
+from prunet_zoo.mm.checks import check_classes, check_files, check_pretrained
+from prunet_zoo.mm.cli import load_config, run_tool
+
+ROOT = Path(__file__).resolve().parents[2]
+COCO = ROOT / "configs/detection/retinanet_prunet-p0_fpn_1x_coco.py"
+SCENES = ROOT / "configs/detection/retinanet_prunet-cpu-small_fpn_digit-scenes.py"
+QUIET = {"log_level": "WARNING", "visualizer": None}
+
+
+def fails(cfg: Config, capsys: pytest.CaptureFixture[str], work_dir: Path, checkpoint: Path | None = None) -> str:
+    """What a tool says of this config in its one line."""
+
+    def main(argv: object) -> None:
+        cfg.work_dir, cfg.experiment_name = str(work_dir), work_dir.name
+        training.set_arch(cfg, None)
+        if checkpoint is None:
+            training.train(cfg)
+        else:
+            training.test(cfg, checkpoint)
+
+    before = signal.getsignal(signal.SIGTERM)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run_tool(main)
+    signal.signal(signal.SIGTERM, before)
+    shown = capsys.readouterr().err.strip().splitlines()
+    assert caught.value.code == 2 and shown[-1].startswith("error: "), shown
+    return shown[-1]
+
+
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*args: object) -> None:
+        pytest.fail("a model was built before the data was looked at")
+
+    monkeypatch.setattr(training.Runner, "from_cfg", build)
+
+
+def test_coco_config_without_coco(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_model(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    message = fails(load_config(COCO), capsys, tmp_path / "run")
+    assert "annotation file data/coco/annotations/instances_train2017.json does not exist" in message
+    assert "--cfg-options train_dataloader.dataset.data_root=" in message
+    annotations = tmp_path / "data/coco/annotations"
+    annotations.mkdir(parents=True)
+    for part in ("train", "val"):
+        (annotations / f"instances_{part}2017.json").write_text("{}")
+    assert "image folder data/coco/train2017 does not exist" in fails(load_config(COCO), capsys, tmp_path / "run")
+    for part in ("train", "val"):
+        (tmp_path / "data/coco" / f"{part}2017").mkdir()
+    message = fails(load_config(COCO), capsys, tmp_path / "run")
+    assert "weights file checkpoints/prunet_p0.safetensors does not exist (model.backbone.init_cfg)" in message
+    cfg = load_config(COCO, {"model.backbone.init_cfg": None})
+    check_pretrained(cfg.model)
+    check_pretrained(dict(backbone=dict(init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet50"))))
+    with pytest.raises(CheckpointError, match=r"model\.necks\.1\.init_cfg"):
+        check_pretrained(dict(necks=[{}, dict(init_cfg=dict(type="Pretrained", checkpoint="nowhere.pth"))]))
+
+
+def test_paths_at_any_depth_and_other_stores(tmp_path: Path) -> None:
+    inner = dict(type="CocoDataset", data_root=str(tmp_path), ann_file="a.json", data_prefix=dict(img=""))
+    cfg: dict[str, Any] = dict(train_dataloader=dict(dataset=dict(type="RepeatDataset", dataset=inner)))
+    with pytest.raises(DataError, match=r"a\.json does not exist \(train_dataloader\.dataset\.dataset\.ann_file\)"):
+        check_files(cfg, ("train",))
+    check_files(cfg, ("val", "test"))  # the run does not use them
+    (tmp_path / "a.json").write_text("{}")
+    check_files(cfg, ("train",))
+    inner["data_root"] = "s3://bucket"
+    check_files(cfg, ("train",))
+    inner.update(data_root="/nowhere", backend_args=dict(backend="petrel"))
+    check_files(cfg, ("train",))
+    cfg = dict(val_evaluator=[dict(type="CocoMetric", ann_file="/nowhere/b.json")])
+    with pytest.raises(DataError, match=r"b\.json does not exist .*--cfg-options val_evaluator\.0\.ann_file="):
+        check_files(cfg, ("val",))
+
+
+def scenes_config(root: Path, **options: Any) -> Config:
+    cfg = load_config(SCENES, {**QUIET, "train_cfg.max_epochs": 1, "train_dataloader.batch_size": 2, **options})
+    for part in ("train", "val", "test"):
+        cfg[f"{part}_dataloader"].dataset.data_root = f"{root}/"
+    for part in ("val", "test"):
+        cfg[f"{part}_evaluator"].ann_file = f"{root}/annotations/instances_val.json"
+    return cfg
+
+
+def test_images_of_the_scenes_are_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_scenes(tmp_path / "scenes", train=4, val=2)
+    remedy = f"remove {root}, then run again: the digit scenes are made anew"
+    for number, workers in enumerate((0, 1)):
+        path = sorted((root / "images/train").iterdir())[0]
+        path.rename(tmp_path / "kept.jpg")
+        cfg = scenes_config(root, **{"train_dataloader.num_workers": workers})
+        cfg.train_dataloader.persistent_workers = False
+        message = fails(cfg, capsys, tmp_path / f"run{number}")
+        assert "the data is not complete" in message and str(path) in message and remedy in message
+        (tmp_path / "kept.jpg").rename(path)
+    no_model(monkeypatch)
+    shutil.rmtree(root / "images/train")
+    message = fails(scenes_config(root), capsys, tmp_path / "run2")
+    assert f"image folder {root}/images/train does not exist" in message and remedy in message
+
+
+def test_a_file_missing_elsewhere_is_the_programs_fault() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(FileNotFoundError):
+        run_tool(lambda argv: int(Path("/nowhere/at/all").read_text()))
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "pets"
+    for part in ("train", "val"):
+        for number, name in enumerate(("cat", "dog", "owl")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (32, 32), (60 * number, 20 * i, 90)).save(folder / f"{i}.png")
+    return root
+
+
+def pets_config(tiny_config: Path, root: Path, classes: int, batch: int = 4) -> Config:
+    cfg = load_config(tiny_config, {**QUIET, "model.num_classes": classes, "train_cfg.max_epochs": 1})
+    for part in ("train", "val", "test"):
+        split = "train" if part == "train" else "val"
+        cfg[f"{part}_dataloader"].dataset = dict(
+            type="ImageFolderDataset", data_root=str(root), split=split, transform=dict(type="cifar", size=32)
+        )
+    cfg.train_dataloader.batch_size = batch
+    return cfg
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_number_of_classes(
+    tiny_config: Path, three_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: int
+) -> None:
+    message = fails(pets_config(tiny_config, three_classes, classes), capsys, tmp_path / f"run {classes}")
+    assert f"{three_classes} has 3 classes (cat, dog, owl), the model's num_classes is {classes}" in message
+    assert "--cfg-options model.num_classes=3" in message
+
+
+def test_the_right_number_of_classes_trains_and_tests(
+    tiny_config: Path, three_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = pets_config(tiny_config, three_classes, 3)
+    cfg.work_dir, cfg.experiment_name = str(tmp_path / "run"), "pets"
+    training.set_arch(cfg, None)
+    assert training.train(cfg)["metrics"]["epoch"] == 1
+    other = pets_config(tiny_config, three_classes, 4)
+    assert "has 3 classes" in fails(other, capsys, tmp_path / "test", tmp_path / "run" / "last.safetensors")
+
+
+def test_super_network_of_another_number_of_classes() -> None:
+    from types import SimpleNamespace
+
+    from torch.utils.data import DataLoader
+
+    from prunet_zoo.mm.datasets import DigitsDataset
+    from prunet_zoo.mm.supernet_model import SuperNetClassifier
+
+    digits = DataLoader(DigitsDataset("test"))
+    for where in ("dataloader", "arch_dataloader", "val_dataloader"):
+        runner: Any = SimpleNamespace(train_loop=SimpleNamespace(**{where: digits}), val_loop=None)
+        runner.model = SuperNetClassifier("prunet_cpu_small", num_classes=10)
+        check_classes(runner)
+        runner.model = SuperNetClassifier("prunet_cpu_small", num_classes=12)
+        with pytest.raises(DataError, match=r"10 classes .* num_classes is 12"):
+            check_classes(runner)
+
+
+def test_fewer_images_than_a_batch(
+    tiny_config: Path, three_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = fails(pets_config(tiny_config, three_classes, 3, batch=13), capsys, tmp_path / "few")
+    assert "12 training images give no batch of 13" in message and "train_dataloader.batch_size" in message
+
+
+def test_drawing_what_is_no_detector(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(tiny_config, tmp_path / "config.py")
+    (tmp_path / "epoch_1.pth").write_bytes(b"")
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "epoch_1.pth"))
+    assert draw.main([str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "has no detector to draw with, but a model of type 'PruNetClassifier'" in message
+    assert "detector's training run" in message and len(message.strip().splitlines()) == 1
+    assert draw.main(["--config", "nowhere.py", "--checkpoint", str(tmp_path / "epoch_1.pth")]) == 2
+    assert "config file nowhere.py does not exist" in capsys.readouterr().err
+
+
+def test_drawing_without_the_images(tmp_path: Path) -> None:
+    root = write_scenes(tmp_path / "scenes", train=1, val=2)
+    image = sorted((root / "images/val").iterdir())[0]
+    image.unlink()
+    with pytest.raises(DataError, match=rf"image {image} does not exist; remove {root}"):
+        draw.draw_detections(scenes_config(root), "unused.pth", 2, tmp_path / "out.png")
+    shutil.rmtree(root / "images/val")
+    with pytest.raises(DataError, match=r"image folder .*images/val does not exist"):
+        draw.draw_detections(scenes_config(root), "unused.pth", 2, tmp_path / "out.png")
