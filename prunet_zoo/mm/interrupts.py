@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -89,13 +89,16 @@ class _PassOn(StopSignals):
             self.child.send_signal(number)
 
 
-def run_child(command: Sequence[str], cwd: Path, capture: bool = False) -> tuple[int, str, int | None]:
+def run_child(
+    command: Sequence[str], cwd: Path, capture: bool = False, env: Mapping[str, str] | None = None
+) -> tuple[int, str, int | None]:
     """Run a program to its end; Ctrl-C and SIGTERM leave it the time to save.
 
     Args:
         command: the program and its arguments.
         cwd: where it runs.
         capture: return what it writes to stdout instead of showing it.
+        env: its environment; None: this process's.
 
     Returns:
         Its exit status, the captured output, and the number of the signal that it, or this process, was stopped by;
@@ -103,7 +106,8 @@ def run_child(command: Sequence[str], cwd: Path, capture: bool = False) -> tuple
     """
     signals = _PassOn()
     with signals:
-        child = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE if capture else None, text=True)
+        stdout = subprocess.PIPE if capture else None
+        child = subprocess.Popen(command, cwd=cwd, stdout=stdout, text=True, env=env)
         signals.child = child
         if signals.requested == signal.SIGTERM:  # it came before there was a child to pass it on to
             child.send_signal(signal.SIGTERM)

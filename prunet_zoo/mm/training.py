@@ -59,6 +59,8 @@ def set_arch(cfg: Config, arch: str | Path | None) -> None:
         raise ConfigError(f"--arch needs a PruNet in the config's model, which has {holder.get('type')!r}")
     arch = holder.get("arch") if arch is None else arch
     if ours and isinstance(arch, str | Path):
+        if str(arch).endswith(".safetensors"):
+            print_log(f"of {arch} the architecture alone is taken; --weights {arch} starts from its weights", "current")
         holder.arch = resolve_arch(arch).to_dict()
     if is_detection(cfg):
         if cfg.get("default_scope") == "mmdet":
