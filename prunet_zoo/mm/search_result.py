@@ -151,9 +151,10 @@ def choose(loop: SearchLoop, path: Path) -> tuple[Encoding, list[dict[str, Any]]
             trial = {"aim": aim, "predicted": cost(spec), "measured": measured, "spec_hash": spec.hash}
         trials.append(trial)
         encodings.append(encoding)
+        if loop.verify:
+            write_json(path, trials)
         if trial["measured"] is None or LOWEST * target < trial["measured"] <= target:
             return encoding, trials, target / aim
-        write_json(path, trials)
         aim = target * trial["predicted"] / trial["measured"]
     middle = (1 + LOWEST) / 2 * target
     nearest = min(range(len(trials)), key=lambda i: abs(trials[i]["measured"] - middle))

@@ -104,3 +104,11 @@ def test_a_correction_that_leaves_the_space_keeps_what_there_is(monkeypatch, tmp
 def test_unknown_cost_type_is_named():
     with pytest.raises(LatencyError, match="'watts'"):
         make_cost(SPACE, "unused", type="watts")
+
+
+def test_the_accepted_trial_is_kept_too(monkeypatch, tmp_path: Path):
+    path = tmp_path / "trials.json"
+    made = fake_measure(monkeypatch, lambda n: 1.2)
+    first = choose(loop(3), path)
+    assert len(json.loads(path.read_text())) == len(first[1]) == len(made) == 2
+    assert choose(loop(3), path) == first and len(made) == 2
