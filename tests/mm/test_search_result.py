@@ -84,13 +84,20 @@ def test_noise_ends_with_the_nearest_trial(monkeypatch, tmp_path: Path):
 
 def test_a_run_stopped_here_goes_on_with_the_same_figures(monkeypatch, tmp_path: Path):
     path = tmp_path / "trials.json"
-    fake_measure(monkeypatch, lambda n: 1.2)
-    first = choose(loop(2), path)
+
+    def killed(n: int) -> float:
+        if n == 1:
+            raise KeyboardInterrupt
+        return 1.2
+
+    fake_measure(monkeypatch, killed)
+    with pytest.raises(KeyboardInterrupt):
+        choose(loop(2), path)
     kept = json.loads(path.read_text())
-    made = fake_measure(monkeypatch, lambda n: 0.9)  # the machine is another now; the first trial is not made again
-    second = choose(loop(2), path)
-    assert second[1][0] == kept[0] == first[1][0]
-    assert len(made) == len(second[1]) - 1
+    made = fake_measure(monkeypatch, lambda n: 1.2)
+    _, trials, _ = choose(loop(2), path)
+    assert len(kept) == 1 and trials[0] == kept[0]
+    assert len(trials) == 2 and len(made) == 1  # the first trial is not made again
 
 
 def test_a_correction_that_leaves_the_space_keeps_what_there_is(monkeypatch, tmp_path: Path):
