@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunet_zoo import load_space
+from prunet_zoo import create_model, load_space
 from prunet_zoo.errors import LatencyError, SpecError
 from prunet_zoo.search import MacsCost, TieredPruning, cost_range, space_cost
 from prunet_zoo.search.adjust import adjust_widths
@@ -165,8 +166,6 @@ def test_continues_exactly_from_its_state():
 @given(st.floats(0.03, 0.97), st.integers(0, 1000), st.floats(0, 2))
 @settings(max_examples=30, deadline=None)
 def test_adjustment_reaches_the_interval_from_any_start(share, seed, price):
-    import random
-
     target = LOW + share * (HIGH - LOW)
     encoding = adjust_widths(SPACE, MacsCost(), SPACE.sample(random.Random(seed)), target, price)
     assert 0.97 * target < space_cost(MacsCost(), SPACE, encoding) <= target
@@ -253,3 +252,32 @@ def _weighted(layer, block) -> torch.Tensor:
         return sum(p.sum() for p in layer.theta.values()) * 0.0
     p = layer.probabilities(names, noisy=False)[names.index("0")].detach()
     return p * block.p_large()
+
+
+def test_derived_networks_equal_the_supernet_at_every_point_of_a_search():
+    strategy, net, optimizer = fresh(LOW + 0.4 * (HIGH - LOW), epochs=10, warmup=0.1, settle=0.1, block_kappa=0.9)
+    x, _ = data(8)
+    rng, sizes = random.Random(0), set()
+    for epoch in range(10):
+        run(strategy, net, range(epoch, epoch + 1), optimizer)
+        sizes.add(net.candidates_left())
+        free = [
+            rng.choice([c for c in layer.layer.choices() if c is None or str(c[0]) in layer.candidates])
+            if len(layer.options)
+            else None
+            for layer in net.stochastic_layers()
+        ]
+        for encoding in (net.best(), tuple(free)):
+            net.set_hard(encoding)
+            spec, state = net.derive(encoding, "point")
+            model = create_model(spec)
+            model.load_state_dict(state)
+            for mode in (False, True):  # a running-statistics pass first: the training pass moves them
+                net.train(mode)
+                model.train(mode)
+                torch.testing.assert_close(net(x), model(x), rtol=1e-5, atol=1e-5)
+            net.set_hard(None)
+        net.train()
+    assert len(sizes) > 2, "nothing was pruned on the way"
+    spec, _ = net.derive(strategy.finish(), "end")
+    assert SPACE.contains(spec)
