@@ -26,7 +26,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     if offset:
         # moving the far corner by one pixel gives mmcv's areas and intersections exactly
         boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
-    return torchvision_nms(boxes, scores, float(iou_threshold))
+    # mmcv compares in single precision, torchvision with a double: an IoU of exactly 0.3 must not exceed 0.3
+    return torchvision_nms(boxes, scores, torch.tensor(iou_threshold, dtype=torch.float32).item())
 
 
 def _focal_parts(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

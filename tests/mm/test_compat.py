@@ -8,11 +8,12 @@ import sys
 import textwrap
 from pathlib import Path
 from pickle import UnpicklingError
+from random import Random
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import prunet_zoo  # noqa: F401  (prepares)
@@ -59,6 +60,7 @@ def reference_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float, offse
     st.sampled_from([0, 1]),
     st.randoms(use_true_random=False),
 )
+@example([(0, 0, 2, 2), (0, 0, 2, 9)], 0.3, 1, Random(0))  # an IoU of exactly 0.3
 def test_nms_is_mmcvs(rows, threshold, offset, random) -> None:
     boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in rows], np.float32).reshape(-1, 4)
     scores = np.array(random.sample(range(100), len(rows)), np.float32) / 100
