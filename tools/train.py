@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from prunet_zoo.mm.cli import add_config_arguments, config_from_args, run_tool
+from prunet_zoo.mm.own_images import set_data_root
 from prunet_zoo.mm.training import METRICS, set_arch, set_weights, train
 
 
@@ -16,8 +17,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--arch", metavar="SPEC", help="listed name, spec (.json) or weights with their spec (.safetensors)"
     )
     parser.add_argument("--weights", metavar="FILE", help="classifier's weights to start from")
+    root = "your own images: a folder with train/<class>/ and val/<class>/; the model gets as many classes as it has"
+    parser.add_argument("--data-root", metavar="D", help=root)
     args = parser.parse_args(argv)
     cfg = config_from_args(args)
+    set_data_root(cfg, args.data_root)
     set_arch(cfg, args.arch)
     set_weights(cfg, args.weights)
     record = train(cfg)
