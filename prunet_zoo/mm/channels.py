@@ -85,8 +85,10 @@ def _with_channels(cfg: Any, registry: Registry) -> Any:
     form = _form(first, registry) if isinstance(first, Mapping) else None
     if form is None:
         return cfg
-    spec = resolve_arch(plain(backbone["arch"]))
-    channels = spec.channels(tuple(backbone.get("out_indices", _DEFAULT_OUT_INDICES)))
+    out_indices = backbone.get("out_indices", _DEFAULT_OUT_INDICES)
+    if not isinstance(out_indices, list | tuple):
+        return cfg  # the backbone says what is wrong with it
+    channels = resolve_arch(plain(backbone["arch"])).channels(tuple(out_indices))
     new = copy.copy(first)
     new["in_channels"] = form(channels)
     filled = copy.copy(cfg)

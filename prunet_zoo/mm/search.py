@@ -52,6 +52,14 @@ def search(cfg: Config) -> dict[str, Any]:
     """
     if cfg.get("launcher") == "pytorch" and not torch.cuda.is_available():
         torch.distributed.init_process_group("gloo")  # MMEngine's launcher knows GPUs only
+        try:
+            return _search(cfg)
+        finally:
+            torch.distributed.destroy_process_group()
+    return _search(cfg)
+
+
+def _search(cfg: Config) -> dict[str, Any]:
     report = _finished(cfg)
     make_robust(cfg)
     resume = bool(cfg.get("resume"))

@@ -13,7 +13,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT_MODELS
 
 import prunet_zoo
-from prunet_zoo.errors import CheckpointError, PrunetError
+from prunet_zoo.errors import CheckpointError, PrunetError, SpecError
 from prunet_zoo.mm.backbone import PruNet
 from prunet_zoo.mm.channels import follow_spec
 from prunet_zoo.registry import MODELS
@@ -298,3 +298,12 @@ def test_building_in_mmengine_and_in_children(monkeypatch: pytest.MonkeyPatch) -
         assert config.neck.in_channels == [5, 6]
     finally:
         ROOT_MODELS.children.pop("late_child_of_test")
+
+
+def test_out_indices_that_are_no_list_are_named_also_beside_a_neck() -> None:
+    neck = {"type": "FPN", "out_channels": 8, "num_outs": 2}
+    backbone = {"type": "PruNet", "arch": "prunet_p0", "out_indices": 3}
+    model = {"type": "RetinaNet", "backbone": backbone, "neck": neck}
+    assert follow_spec(model)["neck"] == neck
+    with pytest.raises(SpecError, match="out_indices"):
+        MODELS.build(backbone)
