@@ -20,7 +20,7 @@ from prunet_zoo.files import WriteError
 from prunet_zoo.mm.checkpoint import BACKEND, check_checkpoint, find_resumable
 from prunet_zoo.mm.cli import load_config
 from prunet_zoo.mm.rng import rng_state, set_rng_state
-from prunet_zoo.mm.training import build_runner, make_robust
+from prunet_zoo.mm.training import build_runner, close_hooks, make_robust
 
 
 def config(path: Path, work_dir: Path, epochs: int = 2, **changes: object) -> Config:
@@ -69,8 +69,10 @@ def test_full_disk_keeps_the_old_files(tiny_config: Path, tmp_path: Path, monkey
     cfg = config(tiny_config, work_dir, 2, **{"default_hooks.checkpoint.max_keep_ckpts": 1})
     cfg.resume, cfg.load_from = True, str(work_dir / "epoch_1.pth")
     monkeypatch.setattr(os, "fsync", full)
+    runner = build_runner(cfg)
     with pytest.raises(WriteError, match=r"epoch_2\.pth.*No space left.*Nothing was overwritten"):
-        build_runner(cfg).train()
+        runner.train()
+    close_hooks(runner)
     assert (work_dir / "epoch_1.pth").read_bytes() == before
     assert {p.name for p in work_dir.glob("epoch_*")} == {"epoch_1.pth"}
     assert (work_dir / "last_checkpoint").read_text().endswith("epoch_1.pth")

@@ -61,18 +61,19 @@ def test_state_continues_exactly(rule: str, grid: list[int], before: list, after
     assert first.state_dict() == second.state_dict()
 
 
-@settings(max_examples=60, deadline=None)
-@given(size=st.integers(2, 64), best=st.floats(0, 1), exponent=st.floats(-6, 6))
-def test_averaged_finds_the_best_width_without_noise(size: int, best: float, exponent: float) -> None:
-    grid = [8 * (i + 1) for i in range(size)]
-    top = grid[0] + best * (grid[-1] - grid[0])
-
-    def gain(d: int) -> float:
-        return -(10.0**exponent) * ((d - top) / grid[-1]) ** 2
-
-    chosen = drive(WidthWindow(grid), gain, 800).final()
-    gains = [gain(d) for d in grid]
-    assert max(gains) - gain(chosen) <= 0.002 * (max(gains) - min(gains))
+@pytest.mark.parametrize("exponent", [-6.0, 0.0, 6.0])
+def test_averaged_finds_the_best_width_without_noise(exponent: float) -> None:
+    """On parabolas with their top anywhere, whatever the scale; see `docs/prunode.md` for where it does worst."""
+    regrets = []
+    for size in (2, 3, 5, 9, 17, 33, 64):
+        grid = [8 * (i + 1) for i in range(size)]
+        for best in np.linspace(0, 1, 17):
+            top = grid[0] + best * (grid[-1] - grid[0])
+            gains = {d: -(10.0**exponent) * ((d - top) / grid[-1]) ** 2 for d in grid}
+            chosen = drive(WidthWindow(grid), gains.__getitem__, 800).final()
+            spread = max(gains.values()) - min(gains.values())
+            regrets.append((max(gains.values()) - gains[chosen]) / spread if spread else 0.0)
+    assert np.mean(regrets) <= 5e-4 and max(regrets) <= 0.01
 
 
 @pytest.mark.parametrize("use_grad", [True, False])
