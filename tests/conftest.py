@@ -11,9 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # a shell that starts the tests in the background makes them ignore Ctrl-C, and their child processes too
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# the same examples on every run of a change's checks; new ones each time on a developer's machine
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10.tar.xz"
