@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.dist import barrier, is_main_process
+from mmengine.runner import set_random_seed
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.files import write_atomic, write_json
@@ -41,6 +42,8 @@ def _write(runner: SuperNetRunner) -> dict[str, Any]:
     supernet, cost, out = loop.supernet, loop.cost, Path(runner.work_dir)
     target = loop.strategy.status()["target"]
     encoding, trials, correction = choose(loop, out / TRIALS_FILE)
+    # a run that is resumed after its last epoch comes here with other generators: weights must not depend on that
+    set_random_seed(runner.seed or 0)
     spec, state = supernet.derive(encoding, loop.name or f"{supernet.space.name}-{target:g}{cost.unit}")
     device = next(supernet.parameters()).device
     model = create_model(spec).to(device)
@@ -102,7 +105,6 @@ def _in_order(loop: SearchLoop) -> Iterable[Any]:
     """Training batches in the order of epoch 0, whatever epoch the run was resumed in."""
     if hasattr(loop.dataloader.sampler, "set_epoch"):
         loop.dataloader.sampler.set_epoch(0)
-    torch.manual_seed(loop.runner.seed or 0)
     return loop.dataloader
 
 

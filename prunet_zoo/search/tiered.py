@@ -73,7 +73,6 @@ class TieredPruning(SearchStrategy):
         self.dual_lr, self.damping, self.active = dual_lr, damping, active
         self.block_kappa, self.layer_threshold, self.settle = block_kappa, layer_threshold, settle
         self.dual, self.tau, self.expected = 0.0, tau[0], math.nan
-        self.arch_steps = 0
 
     def setup(self, supernet: SuperNet, cost: Cost, epochs: int, seed: int, steps_per_epoch: int) -> None:
         """See `SearchStrategy.setup`."""
@@ -132,7 +131,6 @@ class TieredPruning(SearchStrategy):
         self.optimizer.step()
         self.dual = max(0.0, self.dual + self.dual_lr * float(excess.detach()))
         self.expected = float(expected.detach())
-        self.arch_steps += 1
         self._move_windows()
         return {"arch_loss": float(ce.detach()), "expected": self.expected, "dual": self.dual}
 
@@ -214,7 +212,6 @@ class TieredPruning(SearchStrategy):
             "optimizer": self.optimizer.state_dict(),
             "dual": self.dual,
             "expected": self.expected,
-            "arch_steps": self.arch_steps,
             "generator": self.generator.get_state(),
         }
 
@@ -226,7 +223,7 @@ class TieredPruning(SearchStrategy):
         for li, name, block in self._windows():
             block.window.load_state_dict(saved[li, name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.dual, self.expected, self.arch_steps = state["dual"], state["expected"], state["arch_steps"]
+        self.dual, self.expected = state["dual"], state["expected"]
         self.generator.set_state(state["generator"])
         return gone
 

@@ -124,6 +124,10 @@ def test_result_files_and_exact_resume_after_kill_9_and_sigterm(config: Path, tm
     both = [json.loads((folder / "report.json").read_text())["history"] for folder in (whole, killed)]
     assert [[row.get(k) for k in same] for row in both[0]] == [[row.get(k) for k in same] for row in both[1]]
 
+    (killed / "spec.json").unlink()  # as if it had been killed while it wrote its results
+    assert run(config, killed, "--resume").returncode == 0
+    for name in ("spec.json", "weights.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), f"{name}, resumed after the last epoch"
     before = {path.name: path.read_bytes() for path in killed.iterdir() if path.is_file()}
     finished = run(config, killed, "--resume")  # a finished search is not run again
     assert finished.returncode == 0
