@@ -101,7 +101,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["prunet_zoo", "prunet_zoo.*"]),
-    package_data={"prunet_zoo": ["archs/*.json", "spaces/*.json", "py.typed"]},
+    package_data={"prunet_zoo": ["archs/*.json", "spaces/*.json", "zoo/*.json", "py.typed"]},
     include_package_data=False,
     install_requires=REQUIRES,
     extras_require=EXTRAS,

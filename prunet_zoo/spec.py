@@ -160,14 +160,26 @@ class StageSpec(Frozen):
 
 
 class TailSpec(Frozen):
-    """1×1 convolution + norm + activation before global pooling and the linear classifier."""
+    """What stands before the linear classifier: 1×1 convolution + norm + activation, global pooling and, with
+    ``head_hidden``, a 1×1 convolution (no norm, no bias) + activation on the pooled features, as in MobileNetV3
+    (arXiv 1905.02244)."""
 
     out_channels: int = Field(ge=1, le=65536)
     act: Activation = "relu"
+    head_hidden: int | None = Field(default=None, ge=1, le=65536)
+
+    @property
+    def features(self) -> int:
+        """Width of the pooled features that the classifier takes."""
+        return self.head_hidden or self.out_channels
 
     def params(self, in_channels: int) -> int:
-        """Trainable parameters of the convolution and its BatchNorm."""
-        return in_channels * self.out_channels + 2 * self.out_channels
+        """Trainable parameters of the convolutions and the BatchNorm."""
+        return (in_channels + 2 + (self.head_hidden or 0)) * self.out_channels
+
+    def macs(self, in_channels: int, size: tuple[int, int]) -> int:
+        """Multiply-accumulates for one image whose last map is ``size`` (H, W)."""
+        return (in_channels * size[0] * size[1] + (self.head_hidden or 0)) * self.out_channels
 
 
 class PlacedBlock(NamedTuple):
@@ -268,15 +280,14 @@ class NetSpec(Frozen):
         """Trainable parameters of the classifier built from this spec."""
         classes = self.num_classes if num_classes is None else num_classes
         blocks = sum(p.block.params(p.in_channels) for p in self.placed())
-        return blocks + self.tail.params(self._last_channels) + (self.tail.out_channels + 1) * classes * bool(classes)
+        return blocks + self.tail.params(self._last_channels) + (self.tail.features + 1) * classes
 
     def macs(self, input_size: Size | None = None, num_classes: int | None = None) -> int:
         """Multiply-accumulates of all convolutions and the classifier for one image of ``input_size`` px."""
         classes = self.num_classes if num_classes is None else num_classes
         placed = list(self.placed(input_size))
-        h, w = placed[-1].out_size
         blocks = sum(p.block.macs(p.in_channels, p.in_size) for p in placed)
-        return blocks + self._last_channels * self.tail.out_channels * h * w + self.tail.out_channels * classes
+        return blocks + self.tail.macs(self._last_channels, placed[-1].out_size) + self.tail.features * classes
 
     @property
     def _last_channels(self) -> int:

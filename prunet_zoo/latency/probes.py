@@ -12,7 +12,7 @@ from torch import nn
 
 from prunet_zoo.models.blocks import build_block, build_stages
 from prunet_zoo.models.classifier import PruNetClassifier
-from prunet_zoo.models.layers import ConvNormAct
+from prunet_zoo.models.layers import ConvNormAct, PooledHead
 from prunet_zoo.space import SearchSpace
 from prunet_zoo.spec import BlockSpec
 
@@ -50,8 +50,9 @@ def tail_probe(space: SearchSpace) -> tuple[Probe, Probe]:
     *_, last = space.decode(space.largest()).placed()
     channels, size = last.block.out_channels, last.out_size
     tail = ConvNormAct(channels, space.tail.out_channels, act=space.tail.act, eps=space.bn_eps)
-    head = nn.Linear(space.tail.out_channels, space.num_classes)
-    probe = Probe(ConvNormAct(1, channels, act=None), tail, Pool(), head, in_shape=(1, *size))
+    head = PooledHead(space.tail.out_channels, space.tail.head_hidden, space.tail.act)
+    classifier = nn.Linear(space.tail.features, space.num_classes)
+    probe = Probe(ConvNormAct(1, channels, act=None), tail, head, classifier, in_shape=(1, *size))
     return probe, block_probe(None, channels, size)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunet_zoo.models.blocks import build_stages
-from prunet_zoo.models.layers import ConvNormAct, NormFactory, init_weights
+from prunet_zoo.models.layers import ConvNormAct, NormFactory, PooledHead, init_weights
 from prunet_zoo.spec import NetSpec, load_spec
 
 
@@ -31,7 +31,7 @@ class PruNetClassifier(nn.Module):
         self.spec = spec
         self.num_classes = spec.num_classes
         self.drop_rate = drop_rate
-        self.num_features = self.head_hidden_size = spec.tail.out_channels
+        self.num_features, self.head_hidden_size = spec.tail.out_channels, spec.tail.features
         self.feature_info = [
             {"num_chs": level.channels, "reduction": level.stride, "module": level.module}
             for level in spec.feature_levels
@@ -39,11 +39,12 @@ class PruNetClassifier(nn.Module):
         self.stages = build_stages(spec, norm, drop_path_rate)
         last = spec.stages[-1].blocks[-1].out_channels
         self.tail = ConvNormAct(last, spec.tail.out_channels, act=spec.tail.act, eps=spec.bn_eps, norm=norm)
+        self.head = PooledHead(spec.tail.out_channels, spec.tail.head_hidden, spec.tail.act)
         self.classifier = self._make_classifier()
         init_weights(self)
 
     def _make_classifier(self) -> nn.Module:
-        return nn.Linear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
+        return nn.Linear(self.head_hidden_size, self.num_classes) if self.num_classes else nn.Identity()
 
     def get_classifier(self) -> nn.Module:
         """The last layer."""
@@ -64,8 +65,8 @@ class PruNetClassifier(nn.Module):
         return self.tail(x)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Map after the tail → logits (B, num_classes), or pooled features (B, num_features) with ``pre_logits``."""
-        x = x.mean((2, 3))
+        """Map after the tail → logits (B, num_classes), or the classifier's input (B, head_hidden_size) with ``pre_logits``."""
+        x = self.head(x)
         if self.drop_rate:
             x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.classifier(x)

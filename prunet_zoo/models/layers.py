@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from timm.layers import SelectAdaptivePool2d
 from torch import nn
 
 from prunet_zoo.errors import SpecError
@@ -99,6 +100,38 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate = self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True))))
         return x * gate.sigmoid()
+
+
+class PooledHead(nn.Module):
+    """What stands between the last map and the linear classifier: global pooling and, with ``hidden``, a 1×1 convolution
+    (no norm, no bias) + activation on the pooled features. (B, C, H, W) → (B, features).
+
+    Args:
+        channels: C.
+        hidden: output channels of the convolution; None: no convolution, features are the C channels.
+        act: its activation.
+        global_pool: ``'avg'``, another type of timm's `SelectAdaptivePool2d`, or ``''`` for no pooling: the convolution is
+            then applied to each position and the output stays a map (B, features, H, W).
+    """
+
+    def __init__(
+        self, channels: int, hidden: int | None = None, act: Activation = "relu", global_pool: str = "avg"
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, hidden, 1, bias=False) if hidden else nn.Identity()
+        self.act = make_act(act) if hidden else nn.Identity()
+        self.set_pool(global_pool)
+
+    def set_pool(self, global_pool: str) -> None:
+        """Change the type of pooling."""
+        self.global_pool = global_pool
+        # 'fast' is a plain mean over H and W, which exporters turn into one node
+        flat = bool(global_pool) and not isinstance(self.conv, nn.Conv2d)
+        self.pool = SelectAdaptivePool2d(pool_type="fast" if global_pool == "avg" else global_pool, flatten=flat)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.conv(self.pool(x)))
+        return x.flatten(1) if self.global_pool else x
 
 
 def init_weights(module: nn.Module) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from prunet_zoo.errors import SpecError
 from prunet_zoo.models.blocks import build_block, build_stages
-from prunet_zoo.models.layers import ConvNormAct, init_weights
+from prunet_zoo.models.layers import ConvNormAct, PooledHead, init_weights
 from prunet_zoo.space import Choice, Encoding, SearchSpace
 from prunet_zoo.spec import NetSpec
 from prunet_zoo.supernet.prunode import PrunodeBlock
@@ -36,9 +36,10 @@ class SuperNet(nn.Module):
         self.layers = nn.ModuleList(
             StochasticLayer(layer, space.bn_eps, make_window or WidthWindow) for layer in space.layers
         )
-        width = space.tail.out_channels
-        self.tail = ConvNormAct(space.layers[-1].out_channels, width, act=space.tail.act, eps=space.bn_eps)
-        self.classifier = nn.Linear(width, space.num_classes)
+        tail = space.tail
+        self.tail = ConvNormAct(space.layers[-1].out_channels, tail.out_channels, act=tail.act, eps=space.bn_eps)
+        self.head = PooledHead(tail.out_channels, tail.head_hidden, tail.act)
+        self.classifier = nn.Linear(tail.features, space.num_classes)
         init_weights(self)
 
     def stochastic_layers(self) -> list[StochasticLayer]:
@@ -50,7 +51,7 @@ class SuperNet(nn.Module):
             x = stage(x)
         for layer in self.layers:
             x = layer(x)
-        return self.classifier(self.tail(x).mean((2, 3)))
+        return self.classifier(self.head(self.tail(x)))
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """Architecture parameters: the options' and the widths' logits that are left."""
@@ -100,8 +101,8 @@ class SuperNet(nn.Module):
         """
         spec = self.space.decode(encoding, name)
         state = {f"stages.{k}": v for k, v in self.stem.state_dict().items()}
-        state |= {f"tail.{k}": v for k, v in self.tail.state_dict().items()}
-        state |= {f"classifier.{k}": v for k, v in self.classifier.state_dict().items()}
+        for end in ("tail", "head", "classifier"):
+            state |= {f"{end}.{k}": v for k, v in self.get_submodule(end).state_dict().items()}
         position: dict[int, int] = {}
         for layer, choice in zip(self.stochastic_layers(), encoding, strict=True):
             if choice is None:
