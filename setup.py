@@ -1,7 +1,7 @@
 """Packaging of prunet_zoo.
 
 ``configs/``, ``tools/`` and ``model-index.yml`` are installed as ``prunet_zoo/.mim/``, where OpenMMLab's tools look for
-them: as symbolic links by an editable install, as copies in a wheel.
+them: as symbolic links by an editable install, as copies in a wheel. A wheel also has the two small demo networks there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MIM = ("configs", "tools", "model-index.yml")
+DEMO = ("checkpoints/digits_classifier.safetensors", "checkpoints/digits_detector.safetensors")
 
 REQUIRES = [
     "torch>=2.4",
@@ -28,6 +29,8 @@ REQUIRES = [
     "scikit-learn>=1.3",
     "numpy>=1.23",
     "pillow>=9.4",
+    "filelock>=3.12",
+    "pyyaml>=6.0",
 ]
 EXTRAS = {
     # mmcv-lite needs no compiler. A compiled mmcv, or the onedl-* forks (the same import names), serve as well: install
@@ -79,7 +82,7 @@ class BuildPyWithMim(build_py):
         super().run()
         editable = getattr(self, "editable_mode", False)
         base = ROOT / "prunet_zoo" if editable else Path(self.build_lib) / "prunet_zoo"
-        for name in MIM:
+        for name in MIM if editable else MIM + DEMO:
             source, target = ROOT / name, base / ".mim" / name
             remove(target)
             if editable:

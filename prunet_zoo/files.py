@@ -35,9 +35,11 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # a signal too must leave no temporary file
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise WriteError(
             f"cannot write {path} ({len(raw) / 1e6:.1f} MB): {error.strerror or error}. "
             "Nothing was overwritten; free some space or choose another folder."

@@ -298,6 +298,15 @@ class NetSpec(Frozen):
         """Number of blocks."""
         return sum(len(stage.blocks) for stage in self.stages)
 
+    def with_usual_padding(self) -> NetSpec:
+        """Return a copy whose blocks all pad by ``kernel_size // 2``, so that each map has ceil(side / stride) px.
+
+        The weights fit unchanged: a convolution that was trained without padding (GPUNet-0/1/2) then samples its input
+        from half a kernel earlier, and sees zeros at the border.
+        """
+        stages = [{"blocks": [b.model_copy(update={"padding": None}) for b in stage.blocks]} for stage in self.stages]
+        return self.replace(stages=stages)
+
     def replace(self, **changes: Any) -> NetSpec:
         """Return a validated copy with some fields changed."""
         return NetSpec.from_dict({**self.model_dump(), **changes})

@@ -135,3 +135,16 @@ def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
             text = path.read_text()
             assert len(text) == 300_000
             assert len(set(text)) == 1
+
+
+def test_a_signal_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_fd: int) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
     "files": {"errors"},
+    "console": {"errors"},
     "spec": {*BASE},
     "space": {*BASE, "spec"},
     "models": {*BASE, "spec"},
@@ -27,11 +28,12 @@ ALLOWED: dict[str, set[str]] = {
     "search": {*BASE, "spec", "space", "models", "supernet"},  # a cost is a callable, never a latency backend
     "zoo": {*BASE, "spec", "models"},
     "data": {*BASE},
+    "timm_hook": {*BASE, "zoo"},
     "registry": set(),
 }
 ANYTHING = {"__init__", "mm"}
 OPENMMLAB = {"mmengine", "mmcv", "mmdet", "mmpretrain", "mmseg", "mim"}
-LIGHT = {"version", "errors", "files", "spec", "space"}  # importable without torch
+LIGHT = {"version", "errors", "files", "spec", "space", "timm_hook"}  # importable without torch
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "cv2"}
 
 

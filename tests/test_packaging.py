@@ -17,6 +17,7 @@ import prunet_zoo
 
 ROOT = Path(__file__).parents[1]
 MIM = {"configs", "tools", "model-index.yml"}
+DEMO = {"checkpoints/digits_classifier.safetensors", "checkpoints/digits_detector.safetensors"}
 
 pytest.importorskip("setuptools", minversion="70.1")  # the first that builds wheels alone
 
@@ -58,14 +59,14 @@ def relevant(folder: Path) -> set[str]:
 
 def test_wheel_holds_package_data_and_mim(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ("archs", "spaces"):
+    for folder in ("archs", "spaces", "zoo"):
         files = {f"prunet_zoo/{folder}/{p.name}" for p in (ROOT / "prunet_zoo" / folder).glob("*.json")}
         assert files
         assert files <= names
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "prunet_zoo").rglob("*.py") if ".mim" not in p.parts}
     assert sources == {n for n in names if n.endswith(".py") and ".mim" not in n}
     mim = {n.removeprefix("prunet_zoo/.mim/") for n in names if n.startswith("prunet_zoo/.mim/")}
-    assert mim == relevant(ROOT / "configs") | relevant(ROOT / "tools") | {"model-index.yml"}
+    assert mim == relevant(ROOT / "configs") | relevant(ROOT / "tools") | {"model-index.yml"} | DEMO
     assert "prunet_zoo/py.typed" in names
     assert not [n for n in names if "__pycache__" in n or n.startswith(("tests/", "docs/"))]
 
@@ -93,7 +94,7 @@ def test_wheel_works_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:
         "print(home, prunet_zoo.load_spec('prunet_p1').params(), sorted(p.name for p in (home / '.mim').iterdir()))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"{tmp_path / 'site' / 'prunet_zoo'} 39905672 {sorted(MIM)}"
+    assert done.stdout.strip() == f"{tmp_path / 'site' / 'prunet_zoo'} 39905672 {sorted({*MIM, 'checkpoints'})}"
 
 
 def test_source_archive_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:

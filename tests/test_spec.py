@@ -90,6 +90,7 @@ def test_hash_depends_on_every_field_of_the_architecture() -> None:
         tiny(bn_eps=1e-5),
         tiny(tail={"out_channels": 17}),
         tiny(tail={"out_channels": 16, "act": "silu"}),
+        tiny(tail={"out_channels": 16, "head_hidden": 16}),
         *(
             tiny(stages=[{"blocks": [blocks[0], {**blocks[1], **change}]}])
             for change in (

@@ -14,9 +14,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments, train, print the result."""
     parser = add_config_arguments(argparse.ArgumentParser(description=__doc__))
     parser.add_argument(
-        "--arch", metavar="SPEC", help="listed name, spec (.json) or weights with their spec (.safetensors)"
+        "--arch",
+        metavar="SPEC",
+        help="listed name, spec (.json), weights with their spec (.safetensors) or prunet://NAME",
     )
-    parser.add_argument("--weights", metavar="FILE", help="classifier's weights to start from")
+    parser.add_argument("--weights", metavar="FILE", help="classifier's weights to start from, or prunet://NAME")
     root = "your own images: a folder with train/<class>/ and val/<class>/; the model gets as many classes as it has"
     parser.add_argument("--data-root", metavar="D", help=root)
     args = parser.parse_args(argv)

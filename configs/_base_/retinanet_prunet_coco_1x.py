@@ -17,7 +17,7 @@ model = dict(
         frozen_stages=1,
         norm_cfg=dict(type="BN", requires_grad=True),
         norm_eval=True,
-        init_cfg=dict(type="Pretrained", checkpoint="checkpoints/prunet_p0.safetensors"),
+        init_cfg=dict(type="Pretrained", checkpoint="prunet://prunet_p0"),
     ),
     # FPN starts at stride 8 (start_level=1), as in mmdet; extra levels come from its own last map, because the last
     # map of these networks is wide (704 channels) and 'on_input' would spend 1.6 M parameters on one convolution

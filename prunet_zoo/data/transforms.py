@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ def imagenet(
     train: bool,
     size: int = 224,
     crop_pct: float = 0.875,
+    crop_mode: str = "center",
     interpolation: str = "bicubic",
     auto_augment: str | None = "rand-m9-mstd0.5",
     re_prob: float = 0.2,
@@ -32,13 +34,19 @@ def imagenet(
 ) -> Transform:
     """timm's transforms. Training: random resized crop, flip, RandAugment (arXiv 1909.13719), random erasing by pixels.
 
-    Evaluation: resize the short side to ``size / crop_pct`` px, centre crop of ``size`` px.
+    Evaluation: resize the short side to ``size / crop_pct`` px (both sides with the crop mode 'squash'), centre crop of
+    ``size`` px.
     """
     if not train:
-        options: dict[str, Any] = {"crop_pct": crop_pct}
+        options: dict[str, Any] = {"crop_pct": crop_pct, "crop_mode": crop_mode}
     else:
         options = {"auto_augment": auto_augment, "re_prob": re_prob, "re_mode": "pixel"}
     return create_transform(size, is_training=train, interpolation=interpolation, mean=mean, std=std, **options)
+
+
+def imagenet_defaults() -> dict[str, Any]:
+    """The defaults of `imagenet`'s arguments."""
+    return {name: p.default for name, p in inspect.signature(imagenet).parameters.items() if p.default is not p.empty}
 
 
 def cifar(

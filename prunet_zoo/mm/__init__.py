@@ -19,8 +19,10 @@ from prunet_zoo.mm import (  # noqa: E402  (register)
     optim,  # noqa: F401
     progress,  # noqa: F401
     runner,  # noqa: F401
+    scheme,
     search_loop,  # noqa: F401
     supernet_model,  # noqa: F401
 )
 
 channels.install()
+scheme.install()

@@ -12,8 +12,9 @@ from mmengine.model import BaseModule, PretrainedInit
 from mmengine.model.weight_init import update_init_info
 from mmengine.runner import CheckpointLoader
 
-from prunet_zoo.errors import CheckpointError, SpecError
-from prunet_zoo.models import PruNetBackbone, load_weights
+from prunet_zoo.errors import CheckpointError, PrunetError, SpecError
+from prunet_zoo.mm.scheme import fit_names, is_zoo, local_file
+from prunet_zoo.models import PruNetBackbone, load_state, load_weights
 from prunet_zoo.registry import MODELS, register
 from prunet_zoo.spec import NetSpec
 
@@ -24,12 +25,15 @@ class PruNet(PruNetBackbone, BaseModule):
 
     Args:
         arch: listed name, path of a spec (``.json``) or of weights, dict or `NetSpec`. Of a weights file
-            (``.safetensors``, spec inside) the backbone's weights are loaded too, unless ``init_cfg`` is Pretrained.
+            (``.safetensors``, spec inside, or ``prunet://NAME``) the backbone's weights are loaded too, unless
+            ``init_cfg`` is Pretrained.
         out_indices: feature levels by stride: 0 is stride 2, 1 is stride 4, …
         frozen_stages, norm_cfg, norm_eval, with_cp, drop_path_rate: see `PruNetBackbone`.
+        usual_padding: maps of ceil(side / stride) px, which necks such as PAFPN need, also of GPUNet-0/1/2, whose fused
+            blocks were trained without padding: see `PruNetBackbone`. False keeps the classifier's maps exactly.
         init_cfg: as in MMEngine. ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is strict here: every tensor of
             the backbone must be in the checkpoint (a classifier's, a detector's or a backbone's; ``prefix`` is found
-            when not given), else it raises.
+            when not given), else it raises. ``checkpoint`` is a file, or an address such as ``prunet://prunet_p0``.
 
     Raises:
         UnknownNameError, SpecError: a bad argument; the message says what is allowed.
@@ -45,10 +49,19 @@ class PruNet(PruNetBackbone, BaseModule):
         norm_eval: bool = False,
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
+        usual_padding: bool = True,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(plain(arch), out_indices, frozen_stages, norm_cfg, norm_eval, with_cp, drop_path_rate)
+        options = (frozen_stages, norm_cfg, norm_eval, with_cp, drop_path_rate, usual_padding)
+        super().__init__(plain(arch), out_indices, *options)
         self.init_cfg = init_cfg
+
+    fits_zoo_names = True  # `_load_from_state_dict` renames, and raises where nothing fits
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Also take a classifier's names (``load_checkpoint(backbone, 'prunet://prunet_p0')``)."""
+        fit_names(state_dict, prefix, self, own="")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def init_weights(self) -> None:
         """Apply ``init_cfg``: what MMEngine's initialisers do, then the checkpoint or else ``arch``'s weights."""
@@ -76,22 +89,34 @@ class PruNet(PruNetBackbone, BaseModule):
         checkpoint, prefix = str(cfg["checkpoint"]), cfg.get("prefix")
         if prefix and not prefix.endswith("."):
             prefix += "."
-        # a path is read here; a scheme (https://, s3://, prunet://) is what MMEngine's loaders are for
-        source = load_remote(checkpoint) if "://" in checkpoint else checkpoint
-        names = load_weights(self, source, prefix=prefix)
+        try:
+            names = load_weights(self, read_state(checkpoint), prefix=prefix)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace("the given state dict", checkpoint)) from None
         print_log(f"PruNet: loaded all {len(names)} tensors of the backbone from {checkpoint}", logger="current")
         if hasattr(self, "_params_init_info"):  # MMEngine's record of where each parameter's value comes from
             update_init_info(self, init_info=f"PruNet: loaded from {checkpoint}")
+
+
+def read_state(checkpoint: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, or of what lies at an address that one of MMEngine's loaders knows.
+
+    Raises:
+        CheckpointError: missing or damaged. UnknownNameError, DownloadError: of a model of the zoo.
+    """
+    return load_remote(str(checkpoint)) if "://" in str(checkpoint) else load_state(checkpoint)
 
 
 def load_remote(url: str) -> dict[str, torch.Tensor]:
     """Read the state dict behind a URL or scheme with MMEngine's loaders; raises `CheckpointError` if it cannot."""
     try:
         data = CheckpointLoader.load_checkpoint(url, map_location="cpu")
+    except PrunetError:
+        raise  # of the zoo: it says itself what to do
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise CheckpointError(
             f"cannot load {url!r} ({error}); give the path of a file (.safetensors or .pth), an https:// address, "
-            "or a scheme that MMEngine knows"
+            "prunet:// and a name of the zoo, or a scheme that MMEngine knows"
         ) from error
     state = data.get("state_dict", data) if isinstance(data, Mapping) else None
     if not isinstance(state, Mapping):
@@ -100,9 +125,12 @@ def load_remote(url: str) -> dict[str, torch.Tensor]:
 
 
 def plain(arch: Any) -> str | Path | dict[str, Any] | NetSpec:
-    """Turn a spec written into a config (MMEngine's `ConfigDict`, a dict with its own rules) into plain data."""
+    """Turn a spec written into a config (MMEngine's `ConfigDict`, a dict with its own rules) into plain data, and
+    ``prunet://NAME`` into the path of its weights."""
     if isinstance(arch, Mapping):
         return {key: _plain_value(value) for key, value in arch.items()}
+    if is_zoo(arch):
+        return local_file(arch)
     if isinstance(arch, str | Path | NetSpec):
         return arch
     raise SpecError(f"arch must be a name, a path, a dict or a NetSpec, got {type(arch).__name__}")

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from prunet_zoo.data.scenes import MARKER
 from prunet_zoo.errors import CheckpointError, DataError
 from prunet_zoo.mm.hooks import unwrap
+from prunet_zoo.mm.scheme import is_zoo, local_file
 
 _FETCH = os.path.join("torch", "utils", "data", "_utils", "fetch.py")
 _LOADERS = ("dataloader", "arch_dataloader", "val_dataloader")  # of a loop, the search's too
@@ -37,17 +38,20 @@ def check_files(cfg: Mapping[str, Any], parts: tuple[str, ...]) -> None:
 
 
 def check_pretrained(model: Any, where: str = "model") -> None:
-    """See that the weights which a model's config starts from are there.
+    """See that the weights which a model's config starts from are there; those of the zoo are downloaded now.
 
     Raises:
         CheckpointError: naming the path, the key of the config and what to do.
+        UnknownNameError, DownloadError: of a model of the zoo.
     """
     for key, item in _items(model):
         check_pretrained(item, f"{where}.{key}")
     if not isinstance(model, Mapping) or model.get("type") != "Pretrained":
         return
     path = model.get("checkpoint")
-    if isinstance(path, str | Path) and "://" not in str(path) and not Path(path).is_file():
+    if is_zoo(path):
+        local_file(str(path))
+    elif isinstance(path, str | Path) and "://" not in str(path) and not Path(path).is_file():
         raise CheckpointError(
             f"weights file {path} does not exist ({where}); give the weights to start from with --weights FILE, or "
             f"start from random ones with --cfg-options {where}=None"

@@ -13,8 +13,9 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 
 from prunet_zoo.errors import CheckpointError
-from prunet_zoo.mm.backbone import plain
-from prunet_zoo.models import create_model, load_state, load_weights
+from prunet_zoo.mm.backbone import plain, read_state
+from prunet_zoo.mm.scheme import fit_names
+from prunet_zoo.models import create_model, load_weights
 from prunet_zoo.models.layers import make_norm_factory
 from prunet_zoo.registry import MODELS, register
 from prunet_zoo.spec import NetSpec
@@ -25,7 +26,7 @@ class PruNetClassifier(BaseModel):
     """Network and cross-entropy. Batches are ``inputs`` (B, 3, H, W), normalised, and ``label`` (B,).
 
     Args:
-        arch: listed name, path of a spec or of weights with their spec, dict or `NetSpec`.
+        arch: listed name, path of a spec or of weights with their spec, ``prunet://NAME``, dict or `NetSpec`.
         num_classes: classes of the head; None takes the spec's.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block.
@@ -34,13 +35,16 @@ class PruNetClassifier(BaseModel):
         mixup: arguments of timm's `Mixup` (``mixup_alpha``, ``cutmix_alpha``, ``prob``, …); None is off. It draws whole
             pairs, so batches must have an even size (``drop_last=True``).
         init_cfg: ``dict(type='Pretrained', checkpoint=path, prefix=None)`` loads every tensor of the network from the
-            file or fails; only a head for another number of classes starts fresh. Other types as MMEngine has them.
+            file or address (``prunet://prunet_p0``) or fails; only a head for another number of classes starts fresh.
+            Other types as MMEngine has them.
         data_preprocessor: MMEngine's; the default only moves the batch to the device.
 
     Raises:
         UnknownNameError, SpecError: bad ``arch``.
         CheckpointError: weights missing, damaged or of another network (when weights are initialised).
     """
+
+    fits_zoo_names = True  # `_load_from_state_dict` renames, and raises where nothing fits
 
     def __init__(
         self,
@@ -67,6 +71,11 @@ class PruNetClassifier(BaseModel):
     def spec(self) -> NetSpec:
         """The network's architecture."""
         return self.net.spec
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Also take the network's bare names, and those with ``backbone.`` before them (``load_from='prunet://…'``)."""
+        fit_names(state_dict, prefix, self.net, own="net.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def init_weights(self) -> None:
         """Load ``init_cfg``'s weights; without it, keep the initialisation the network was built with."""
@@ -116,11 +125,14 @@ def load_pretrained(
     Raises:
         CheckpointError: anything else is missing or of another shape.
     """
-    state = load_state(checkpoint)
+    state = read_state(checkpoint)
     head = [key for key in state if key.endswith("classifier.weight")]
     own = dict(net.state_dict()).get("classifier.weight")
     fits = bool(head) and own is not None and state[head[0]].shape == own.shape
+    skip = () if fits or strict_head else ("classifier.",)
+    if prefix and not prefix.endswith("."):
+        prefix += "."
     try:
-        return load_weights(net, state, prefix, skip=() if fits or strict_head else ("classifier.",))
+        return load_weights(net, state, prefix, skip=skip)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace("the given state dict", str(checkpoint))) from None

@@ -5,7 +5,7 @@ Dataloaders need ``collate_fn=dict(type='default_collate')``, which gives ``inpu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -42,11 +42,12 @@ class ImageFolderDataset(_Classification):
     """Images in ImageNet's layout.
 
     Args:
-        data_root: folder with ``train`` and ``val`` or ``test``.
+        data_root: folder with ``train`` and ``val`` or ``test``; to test on, ``val`` alone, or that folder itself.
         split: ``'train'``, ``'val'`` or ``'test'``.
         transform: see `prunet_zoo.data.transforms.make_transform`.
         augment: use the transform's training version; None means for the split ``'train'``.
         part, arch_fraction, part_seed, max_per_class: see `prunet_zoo.data.parts.select_part`.
+        classes: the network's, by which folders are labelled; see `prunet_zoo.data.imagefolder.ImageFolderData`.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class ImageFolderDataset(_Classification):
         arch_fraction: float = 0.2,
         part_seed: int = 0,
         max_per_class: int | None = None,
+        classes: str | Sequence[str] | None = None,
     ) -> None:
         train = split == "train" if augment is None else augment
         make = make_transform(transform, train)
-        super().__init__(ImageFolderData(data_root, split, make, part, arch_fraction, part_seed, max_per_class))
+        options = (part, arch_fraction, part_seed, max_per_class, classes)
+        super().__init__(ImageFolderData(data_root, split, make, *options))
 
 
 @register(DATASETS)

@@ -257,8 +257,16 @@ class SaveSafetensors(Hook):
             return
         net = find_net(averaged_model(runner))
         if net is not None:
-            meta = {"metrics": dict(metrics), "epoch": runner.epoch}
+            meta = {"metrics": dict(metrics), "epoch": runner.epoch, **_for_prediction(runner)}
             save_weights(Path(runner.work_dir) / name, net.state_dict(), net.spec, **meta)  # type: ignore[arg-type]
+
+
+def _for_prediction(runner: Runner) -> dict[str, Any]:
+    """What tools/predict.py and tools/test.py want to know of a classifier besides its weights; of a detector, whose
+    backbone alone is written, nothing."""
+    from prunet_zoo.mm.predict import classifier_meta
+
+    return classifier_meta(runner.cfg, runner.train_dataloader.dataset) if "backbone" not in runner.cfg.model else {}
 
 
 def averaged_model(runner: Runner) -> nn.Module:

@@ -26,7 +26,7 @@ def set_data_root(cfg: Config, root: str | Path | None) -> None:
     if root is None:
         return
     classes = list_classes(find_split(root, "train"))
-    datasets = list(_image_folders(cfg._cfg_dict))
+    datasets = list(image_folders(cfg._cfg_dict))
     if not datasets:
         raise ConfigError(
             f"--data-root needs a config that reads an image folder (ImageFolderDataset); {cfg.filename} does not"
@@ -36,12 +36,13 @@ def set_data_root(cfg: Config, root: str | Path | None) -> None:
     cfg.model.num_classes = len(classes)
 
 
-def _image_folders(value: Any) -> Iterator[dict[str, Any]]:
+def image_folders(value: Any) -> Iterator[dict[str, Any]]:
+    """The config of every `ImageFolderDataset` in ``value``, at any depth; to be changed in place."""
     if isinstance(value, dict):
         if str(value.get("type", "")).rpartition(".")[2] == "ImageFolderDataset":
             yield value
         for item in value.values():
-            yield from _image_folders(item)
+            yield from image_folders(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _image_folders(item)
+            yield from image_folders(item)

@@ -20,8 +20,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from prunet_zoo.data.imagefolder import ImageFolderData
 from prunet_zoo.errors import CheckpointError
 from prunet_zoo.files import write_json
+from prunet_zoo.mm.backbone import read_state
 from prunet_zoo.mm.channels import follow_spec
 from prunet_zoo.mm.checkpoint import find_resumable
 from prunet_zoo.mm.checks import check_batches, check_classes, check_files, check_pretrained
@@ -31,8 +33,10 @@ from prunet_zoo.mm.guard import check_work_dir, fingerprint_hash
 from prunet_zoo.mm.hooks import InterruptHook, find_net, unwrap
 from prunet_zoo.mm.lr_scale import scale_schedules
 from prunet_zoo.mm.progress import ProgressHook
-from prunet_zoo.models import PruNetBackbone, load_state
+from prunet_zoo.mm.scheme import is_zoo, local_file, zoo_spec
+from prunet_zoo.models import PruNetBackbone
 from prunet_zoo.models.backbone import resolve_arch
+from prunet_zoo.spec import NetSpec
 from prunet_zoo.version import __version__
 
 METRICS = "metrics.json"
@@ -44,8 +48,8 @@ def is_detection(cfg: Config) -> bool:
     return "backbone" in cfg.model
 
 
-def set_arch(cfg: Config, arch: str | Path | None) -> None:
-    """Put an architecture (``--arch``: name, spec or weights file) into the model, and what follows from it.
+def set_arch(cfg: Config, arch: str | Path | NetSpec | None) -> None:
+    """Put an architecture (``--arch``: name, spec, weights file or ``prunet://NAME``) into the model, and what follows.
 
     None keeps the config's. The spec itself goes into the config, so that its copy in the work directory depends on no
     other file; a neck's channels follow. A backbone other than PruNet is left alone.
@@ -58,10 +62,12 @@ def set_arch(cfg: Config, arch: str | Path | None) -> None:
     if arch is not None and not ours:
         raise ConfigError(f"--arch needs a PruNet in the config's model, which has {holder.get('type')!r}")
     arch = holder.get("arch") if arch is None else arch
-    if ours and isinstance(arch, str | Path):
-        if str(arch).endswith(".safetensors"):
+    if isinstance(arch, NetSpec):
+        holder.arch = arch.to_dict()
+    elif ours and isinstance(arch, str | Path):
+        if str(arch).endswith(".safetensors") or is_zoo(arch):
             print_log(f"of {arch} the architecture alone is taken; --weights {arch} starts from its weights", "current")
-        holder.arch = resolve_arch(arch).to_dict()
+        holder.arch = (zoo_spec(str(arch)) if is_zoo(arch) else resolve_arch(arch)).to_dict()
     if is_detection(cfg):
         if cfg.get("default_scope") == "mmdet":
             _register_mmdet()  # which necks take in_channels is known of registered ones alone
@@ -79,11 +85,17 @@ def _register_mmdet() -> None:
 
 
 def set_weights(cfg: Config, weights: str | Path | None) -> None:
-    """Start from a classifier's weights (``--weights``): the whole classifier, or a detector's backbone."""
+    """Start from a classifier's weights (``--weights``, a file or an address such as ``prunet://prunet_p0``): the whole
+    classifier, or a detector's backbone.
+
+    Raises:
+        CheckpointError: there is no such file. UnknownNameError, DownloadError: of a model of the zoo.
+    """
     if weights is None:
         return
-    if not Path(weights).is_file():
+    if "://" not in str(weights) and not Path(weights).is_file():
         raise CheckpointError(f"weights file {weights} does not exist")
+    local_file(weights)  # fetched now: nothing is built in vain where it cannot be had
     holder = cfg.model.backbone if is_detection(cfg) else cfg.model
     holder.pop("pretrained", None)
     holder.pop("init_cfg", None)
@@ -191,12 +203,21 @@ def build_runner(cfg: Config, training: bool = True) -> Runner:
         check_files(cfg, ("train", "val") if training else ("test",))
         if training:
             check_pretrained(cfg.model)
+    for part in ("train", "val", "test"):
+        _fit_workers(cfg.get(f"{part}_dataloader"))
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
     if training:
         scale_schedules(runner)
         check_batches(runner)
     check_classes(runner, training)
     return runner
+
+
+def _fit_workers(loader: Any) -> None:
+    """Leave out what torch refuses of a dataloader without workers (``--cfg-options …_dataloader.num_workers=0``)."""
+    if isinstance(loader, Mapping) and loader.get("num_workers", 1) == 0:
+        loader["persistent_workers"] = False  # type: ignore[index]
+        loader.pop("prefetch_factor", None)  # type: ignore[attr-defined]
 
 
 def close_hooks(runner: Runner) -> None:
@@ -213,26 +234,37 @@ def test(cfg: Config, checkpoint: str | Path) -> dict[str, Any]:
 
     Args:
         cfg: a config with ``test_dataloader`` and ``test_evaluator``.
-        checkpoint: a run's ``.pth``; for a classifier also ``.safetensors``, whose spec is then the architecture.
+        checkpoint: a run's ``.pth``, ``prunet://NAME``, or for a classifier ``.safetensors``.
 
     Raises:
         CheckpointError: missing, damaged, or of another model. ConfigError: the config has no test data.
+        UnknownNameError, DownloadError: of a model of the zoo.
     """
     if cfg.get("test_dataloader") is None:
         raise ConfigError("the config has no test_dataloader, so there is nothing to test on")
-    if not Path(checkpoint).is_file():
+    if "://" not in str(checkpoint) and not Path(checkpoint).is_file():
         raise CheckpointError(f"checkpoint {checkpoint} does not exist")
+    local_file(checkpoint)
     make_data(cfg)
     cfg.resume, cfg.load_from = False, None
     runner = build_runner(cfg, training=False)
     load_strictly(runner.model, checkpoint)
     metrics = {k: float(v) for k, v in runner.test().items() if isinstance(v, int | float)}
     record = describe_run(runner, {"last_metrics": metrics})
-    return {**record, "checkpoint": str(checkpoint)}
+    data = runner.test_dataloader.dataset
+    return {**record, "checkpoint": str(checkpoint), "images": len(data), **_describe_images(data)}
+
+
+def _describe_images(data: Any) -> dict[str, Any]:
+    """Of images in folders: where they lie, and what their labels follow from."""
+    folder = getattr(data, "data", None)
+    if not isinstance(folder, ImageFolderData):
+        return {}
+    return {"data_root": str(folder.root), "labelled_by": folder.labelled_by}
 
 
 def load_strictly(model: nn.Module, checkpoint: str | Path) -> None:
-    """Load all weights of an MMEngine model (classifier or detector) from a file.
+    """Load all weights of an MMEngine model (classifier or detector) from a file or an address.
 
     Raises:
         CheckpointError: something is missing or does not fit; names are given.
@@ -242,7 +274,7 @@ def load_strictly(model: nn.Module, checkpoint: str | Path) -> None:
     if net is not None and not isinstance(net, PruNetBackbone):
         load_pretrained(net, checkpoint, strict_head=True)
         return
-    state = load_state(checkpoint)
+    state = read_state(checkpoint)
     own = model.state_dict()
     missing = [name for name in own if name not in state]
     wrong = [name for name in own if name in state and state[name].shape != own[name].shape]

@@ -33,6 +33,9 @@ class PruNetBackbone(nn.Module):
         norm_eval: keep all BatchNorm layers in eval mode while training (fixed statistics).
         with_cp: recompute each block in the backward pass to save memory.
         drop_path_rate: stochastic depth of the network's last block.
+        usual_padding: pad every convolution by kernel_size // 2, also those that the arch leaves without padding
+            (`NetSpec.with_usual_padding`): maps then have ceil(side / stride) px, as necks that enlarge a map by 2 and
+            join it to the next (PAFPN) need. False: as the arch has it, equal to the classifier's maps.
 
     Raises:
         UnknownNameError, SpecError: with what is allowed.
@@ -48,10 +51,12 @@ class PruNetBackbone(nn.Module):
         norm_eval: bool = False,
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
+        usual_padding: bool = False,
     ) -> None:
         super().__init__()
         _check_arguments(out_indices, frozen_stages, norm_cfg, drop_path_rate)
-        self.spec = resolve_arch(arch)
+        spec = resolve_arch(arch)
+        self.spec = spec.with_usual_padding() if usual_padding else spec
         self._arch_weights = str(arch) if _is_weights(arch) else None
         self.out_indices = tuple(out_indices)
         if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices)):

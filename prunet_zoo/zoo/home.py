@@ -25,7 +25,7 @@ def weights_home() -> Path:
 
 
 def shared_folder(name: str) -> Path:
-    """A folder of the repository (``configs``, ``checkpoints``) as it comes with the package: in a checkout or in a wheel.
+    """A folder of the repository (``configs``, ``checkpoints``) as it comes with the package, in a checkout or a wheel.
 
     The wheel keeps them in ``prunet_zoo/.mim/``, where OpenMMLab's tools look.
     """

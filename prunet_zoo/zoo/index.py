@@ -21,10 +21,12 @@ IMAGENET = "imagenet-1k"
 
 class Preprocess(Frozen):
     """How an image becomes the network's input: resize the short side to ``input_size / crop_pct`` px, centre crop of
-    ``input_size`` px, RGB scaled to 0…1, ``(x - mean) / std``."""
+    ``input_size`` px, RGB scaled to 0…1, ``(x - mean) / std``. With the crop mode 'squash' both sides are
+    resized, whatever the image's shape."""
 
     input_size: int = Field(ge=1, le=8192)
     crop_pct: float = Field(default=1.0, gt=0.0, le=1.0)
+    crop_mode: Literal["center", "squash"] = "center"
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

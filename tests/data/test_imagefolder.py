@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from prunet_zoo.data.imagefolder import ImageFolderData, find_split
+from prunet_zoo.data.imagefolder import IMAGENET, ImageFolderData, find_split, match_classes, wordnet_ids
 from prunet_zoo.errors import DataError
 
 
@@ -70,6 +74,64 @@ def test_class_in_val_that_train_lacks(root: Path) -> None:
     write_images(root / "val" / "yak", 1)
     with pytest.raises(DataError, match="train lacks: 'yak'"):
         ImageFolderData(root, "val")
+
+
+def test_val_alone_and_a_folder_of_classes(root: Path) -> None:
+    """To test on, train is not needed: the classes are then those of val."""
+    shutil.rmtree(root / "train")
+    for place, split in ((root, "val"), (root, "test"), (root / "val", "val")):
+        data = ImageFolderData(place, split)
+        assert data.classes == ["dog", "emu"] and data.labels == [0, 0, 0, 1, 1]
+    with pytest.raises(DataError, match="has no 'train'"):
+        ImageFolderData(root)
+    (root / "val/dog/0.png").rename(root / "0.png")
+    for name in ("dog", "emu"):
+        shutil.rmtree(root / "val" / name)
+    (root / "0.png").rename(root / "val/0.png")
+    with pytest.raises(DataError, match="val holds 1 images, but no class folders"):
+        ImageFolderData(root, "val")
+
+
+def test_folders_are_labelled_by_the_networks_classes(root: Path) -> None:
+    data = ImageFolderData(root, "val", classes=["emu", "yak", "dog"])
+    assert data.labels == [2, 2, 2, 0, 0] and data.classes == ["emu", "yak", "dog"]
+    assert data.labelled_by == "class names"
+    with pytest.raises(
+        DataError, match=r"2 class folders, of which 1 are no class of the network: 'dog'; .* 'emu', 'yak'"
+    ):
+        ImageFolderData(root, "val", classes=["emu", "yak"])
+    with pytest.raises(DataError, match=r"2 are no class of the network.*WordNet ids"):
+        ImageFolderData(root, "val", classes=IMAGENET)
+    with pytest.raises(DataError, match="must be 'imagenet-1k'"):
+        match_classes(root / "val", "imagenet")
+
+
+@given(chosen=st.sets(st.integers(0, 999), min_size=1, max_size=12))
+@settings(max_examples=20, deadline=None)
+def test_some_of_imagenets_folders(chosen: set[int]) -> None:
+    """Any of the WordNet ids get the index of ImageNet's class, however many of them are there."""
+    assert len(set(wordnet_ids())) == 1000 and wordnet_ids()[207] == "n02099601"  # golden retriever
+    with tempfile.TemporaryDirectory() as folder:
+        for index in chosen:
+            (Path(folder) / wordnet_ids()[index]).mkdir()
+        _, labels, by = match_classes(Path(folder), IMAGENET)
+    assert labels == {wordnet_ids()[index]: index for index in chosen} and by == "WordNet ids"
+
+
+@pytest.mark.parametrize("form", ["{}", "{:04d}", "class_{:04d}"])
+def test_all_1000_folders_without_wordnet_ids(tmp_path: Path, form: str) -> None:
+    """Numbers are numbers, also where 10 would be sorted before 2; other names count by their order."""
+    for index in range(1000):
+        (tmp_path / form.format(index)).mkdir()
+    _, labels, by = match_classes(tmp_path, IMAGENET)
+    assert labels == {form.format(index): index for index in range(1000)}
+    assert by == ("order of all 1000 folders" if form.startswith("class") else "numbers of the folders")
+    (tmp_path / form.format(999)).rename(tmp_path / wordnet_ids()[999])  # one WordNet id among others
+    with pytest.raises(DataError, match="999 are no class"):
+        match_classes(tmp_path, IMAGENET)
+    (tmp_path / wordnet_ids()[999]).rmdir()
+    with pytest.raises(DataError, match="999 are no class"):
+        match_classes(tmp_path, IMAGENET)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", None])

@@ -194,7 +194,7 @@ def test_weights_that_do_not_fit_raise(tmp_path: Path) -> None:
     for wrong, message in [
         ({"type": "Pretrained", "checkpoint": "nowhere.pth"}, "does not exist"),
         ({"type": "Pretrained"}, "needs 'checkpoint'"),
-        ({"type": "Pretrained", "checkpoint": "prunet://nothing"}, "cannot load"),
+        ({"type": "Pretrained", "checkpoint": "file://nothing"}, "cannot load"),
     ]:
         with pytest.raises(CheckpointError, match=message):
             PruNet(TINY, out_indices=(1,), init_cfg=wrong).init_weights()

@@ -16,6 +16,8 @@ from prunet_zoo.errors import CheckpointError, DataError
 from prunet_zoo.mm import draw, training
 from prunet_zoo.mm.checks import check_classes, check_files, check_pretrained
 from prunet_zoo.mm.cli import load_config, run_tool
+from prunet_zoo.zoo import download
+from prunet_zoo.zoo.fetch import DownloadError
 
 ROOT = Path(__file__).resolve().parents[2]
 COCO = ROOT / "configs/detection/retinanet_prunet-p0_fpn_1x_coco.py"
@@ -66,8 +68,13 @@ def test_coco_config_without_coco(
     assert "image folder data/coco/train2017 does not exist" in fails(load_config(COCO), capsys, tmp_path / "run")
     for part in ("train", "val"):
         (tmp_path / "data/coco" / f"{part}2017").mkdir()
-    message = fails(load_config(COCO), capsys, tmp_path / "run")
-    assert "weights file checkpoints/prunet_p0.safetensors does not exist (model.backbone.init_cfg)" in message
+    monkeypatch.setenv("PRUNET_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(download, "addresses", lambda entry: [str(tmp_path / "nowhere" / entry.weights.file)])
+    with pytest.raises(DownloadError, match=rf"put it at\s+{tmp_path}/home/gpunet_p0_pyt_ckpt_21.12.0_amp.zip"):
+        training.train(load_config(COCO, {"work_dir": str(tmp_path / "run")}))
+    cfg = load_config(COCO, {"model.backbone.init_cfg.checkpoint": "nowhere.safetensors"})
+    message = fails(cfg, capsys, tmp_path / "run")
+    assert "weights file nowhere.safetensors does not exist (model.backbone.init_cfg)" in message
     cfg = load_config(COCO, {"model.backbone.init_cfg": None})
     check_pretrained(cfg.model)
     check_pretrained(dict(backbone=dict(init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet50"))))

@@ -104,6 +104,17 @@ def test_results_and_test_tool(
     assert "top1" in capsys.readouterr().out
 
 
+def test_a_runs_weights_tell_how_to_predict_with_them(whole: Path, tiny_config: Path) -> None:
+    from prunet_zoo.mm.cli import load_config
+    from prunet_zoo.mm.predict import preprocess_of
+    from prunet_zoo.zoo.predict import load_classifier
+
+    for name in ("best.safetensors", "last.safetensors"):
+        classifier = load_classifier(whole / name)
+        assert classifier.classes == tuple("0123456789")
+        assert classifier.preprocess == preprocess_of(load_config(tiny_config))
+
+
 def test_arch_and_weights_replace_the_configs(whole: Path, tiny_config: Path, tmp_path: Path) -> None:
     arch = load_spec(load_config(tiny_config).model.arch.to_dict()).to_dict()
     arch["tail"]["out_channels"] = 48

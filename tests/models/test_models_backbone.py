@@ -57,6 +57,7 @@ def test_maps_are_the_classifiers(arch: Any) -> None:
     for info in classifier.feature_info:
         modules[info["module"]].register_forward_hook(lambda _m, _i, out, n=info["module"]: maps.update({n: out}))
     x = torch.randn(2, 3, 96, 64)
+    sizes = {p.name: p.out_size for p in classifier.spec.placed((96, 64))}
     with torch.no_grad():
         classifier(x)
         for indices in (tuple(range(len(levels))), (1, 2), (len(levels) - 1,)):
@@ -68,7 +69,7 @@ def test_maps_are_the_classifiers(arch: Any) -> None:
             for index, out, info in zip(indices, outs, backbone.feature_info, strict=True):
                 assert torch.equal(out, maps[levels[index].module])
                 assert info == classifier.feature_info[index]
-                assert out.shape == (2, info["num_chs"], -(-96 // info["reduction"]), -(-64 // info["reduction"]))
+                assert out.shape == (2, info["num_chs"], *sizes[info["module"]])
             assert backbone.out_channels == [levels[i].channels for i in indices]
 
 
@@ -223,3 +224,16 @@ def test_a_weights_file_as_arch_that_lacks_tensors_is_refused(tmp_path: Path) ->
     save_weights(tmp_path / "w.safetensors", lacking, classifier.spec)
     with pytest.raises(CheckpointError, match=r"lacks .* stages\.1\.0"):
         PruNetBackbone(tmp_path / "w.safetensors", out_indices=(0, 1))
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_usual_padding_gives_maps_of_the_usual_size_with_the_same_weights(name: str) -> None:
+    plain, padded = PruNetBackbone(name), PruNetBackbone(name, usual_padding=True)
+    load_weights(padded, with_statistics(plain).state_dict())
+    x = torch.randn(1, 3, 128, 96)
+    with torch.no_grad():
+        outs, others = padded.eval()(x), plain.eval()(x)
+    assert [tuple(o.shape[2:]) for o in outs] == [(128 // s, 96 // s) for s in (4, 8, 16, 32)]
+    quirk = any(p.block.padding is not None for p in plain.spec.placed())
+    assert quirk == (name in ("gpunet_0", "gpunet_1", "gpunet_2"))
+    assert all(torch.equal(a, b) for a, b in zip(outs, others, strict=True)) is not quirk

@@ -63,7 +63,7 @@ def test_uniform_face(name: str) -> None:
         logits = model.forward_head(features)
         assert torch.equal(logits, model(x))
     assert features.shape[:2] == (2, model.num_features)
-    assert pooled.shape == (2, model.num_features)
+    assert pooled.shape == (2, model.head_hidden_size)
     assert torch.equal(model.get_classifier()(pooled), logits)
     assert [i["reduction"] for i in model.feature_info] == [level.stride for level in model.spec.feature_levels]
     assert all(i["module"] in dict(model.named_modules()) for i in model.feature_info)
@@ -95,6 +95,68 @@ def test_num_classes_defaults_to_the_spec() -> None:
     assert create_model(SMALL).num_classes == 5
     with pytest.raises(SpecError, match=r"num_classes: .*greater than or equal to 0"):
         create_model(SMALL, num_classes=-1)
+
+
+@pytest.mark.parametrize("head_hidden", [None, 48])
+def test_arguments_change_the_spec(head_hidden: int | None) -> None:
+    data = {**SMALL, "tail": {"out_channels": 32, "head_hidden": head_hidden}}
+    model = create_model(data, num_classes=7, in_chans=4).eval()
+    assert model(torch.randn(2, 4, 32, 32)).shape == (2, 7)
+    assert (model.spec.num_classes, model.spec.in_channels, model.in_chans) == (7, 4, 4)
+    assert sum(p.numel() for p in model.parameters()) == model.spec.params()
+    assert (model.num_features, model.head_hidden_size) == (32, head_hidden or 32)
+    same = create_model(model.spec).eval()
+    same.load_state_dict(model.state_dict())
+    x = torch.randn(2, 4, 32, 32)
+    assert torch.equal(same(x), model(x))
+
+
+def test_what_the_spec_tells_timm() -> None:
+    model = create_model(SMALL, in_chans=2)
+    assert model.default_cfg is model.pretrained_cfg
+    assert model.pretrained_cfg == {
+        "architecture": "unnamed",
+        "input_size": (2, 32, 32),
+        "num_classes": 5,
+        "pool_size": (8, 8),
+        "first_conv": "stages.0.0.conv.conv",
+        "classifier": "classifier",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 1.5}, "num_classes"),
+        ({"in_chans": 0}, "in_channels"),
+        ({"global_pool": "mean"}, "global_pool must be one of 'avg', 'max', 'avgmax', ''; got 'mean'"),
+        ({"global_pool": ""}, r"global_pool='' gives a map, which a classifier \(5 classes\) cannot take"),
+        ({"drop_rate": True}, "drop_rate must be a number from 0 to below 1; got True"),
+        ({"drop_path_rate": 1.0}, r"drop_path_rate must be a number from 0 to below 1; got 1\.0"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        create_model(SMALL, **options)
+
+
+def test_intermediates_of_two_levels_in_one_stage() -> None:
+    two = {"type": "irb", "out_channels": 16, "stride": 2, "hidden": 24}
+    data = {
+        **SMALL,
+        "stages": [{"blocks": [two, {**two, "out_channels": 20}, {**two, "stride": 1, "out_channels": 20}]}],
+    }
+    model = create_model(data).eval()
+    x = torch.randn(1, 3, 32, 32)
+    final, maps = model.forward_intermediates(x)
+    assert [tuple(m.shape[1:]) for m in maps] == [(16, 16, 16), (20, 8, 8)]
+    assert torch.equal(final, model.tail(maps[1]))
+    assert model.prune_intermediate_layers([0]) == [0]
+    assert len(model.stages[0]) == 1
+    assert torch.equal(model(x), maps[0])
+    for options, message in (({"output_fmt": "NLC"}, "NCHW"), ({"stop_early": True}, "needs intermediates_only=True")):
+        with pytest.raises(SpecError, match=message):
+            model.forward_intermediates(x, **options)
 
 
 def test_same_seed_same_network_same_output() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
-from prunet_zoo import NetSpec, create_model, list_models
+from prunet_zoo import NetSpec, create_model, list_models, load_spec
 from prunet_zoo.errors import SpecError
 from prunet_zoo.spec import BlockSpec, StageSpec, TailSpec
 
@@ -43,7 +43,9 @@ def net_specs(draw: st.DrawFn) -> NetSpec:
             input_size=48,
             in_channels=draw(st.sampled_from([1, 3])),
             stages=tuple(stages),
-            tail=TailSpec(out_channels=draw(st.integers(1, 9))),
+            tail=TailSpec(
+                out_channels=draw(st.integers(1, 9)), head_hidden=draw(st.none() | st.integers(1, 9)), act="silu"
+            ),
             num_classes=draw(st.integers(0, 5)),
         )
     except ValidationError:  # strides and missing padding left no map
@@ -88,7 +90,7 @@ def test_random_specs_count_what_is_built(spec: NetSpec, height: int, width: int
     assert sum(p.numel() for p in model.parameters()) == spec.params()
     assert macs == spec.macs((height, width))
     assert {p.name: (1, p.block.out_channels, *p.out_size) for p in placed} == shapes
-    assert out.shape == (1, spec.num_classes or spec.tail.out_channels)
+    assert out.shape == (1, spec.num_classes or spec.tail.features)
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -101,10 +103,22 @@ def test_listed_models_count_what_is_built(name: str, size: int | tuple[int, int
     assert sum(p.numel() for p in model.parameters()) == model.spec.params()
     assert macs == model.spec.macs(size)
     assert out.shape == (1, model.spec.num_classes)
+    sizes = {p.name: p.out_size for p in model.spec.placed(size)}
+    usual_padding = all(p.block.padding is None for p in model.spec.placed())
     for info, level in zip(model.feature_info, model.spec.feature_levels, strict=True):
-        assert shapes[info["module"]][1] == info["num_chs"] == level.channels
-        if size in (224, 320):
+        assert shapes[info["module"]] == (1, level.channels, *sizes[info["module"]])
+        assert info["num_chs"] == level.channels
+        if size in (224, 320) and usual_padding:
             assert shapes[info["module"]][2] == math.ceil(h / info["reduction"])
+
+
+@pytest.mark.parametrize(("name", "sides"), [("gpunet_0", [320, 159, 79, 40, 20]), ("gpunet_2", [192, 94, 46, 23, 12])])
+def test_convolutions_without_padding_lose_the_border(name: str, sides: list[int]) -> None:
+    """The stride-2 fused blocks of GPUNet-0/1/2: (side - kernel) // 2 + 1."""
+    spec = load_spec(name)
+    size = 640 if name == "gpunet_0" else spec.input_size
+    last = {p.stride: p.out_size[0] for p in spec.placed(size)}
+    assert [last[level.stride] for level in spec.feature_levels] == sides
 
 
 def test_an_input_that_is_too_small_is_refused_before_torch_sees_it() -> None:

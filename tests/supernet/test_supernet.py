@@ -21,7 +21,7 @@ from prunet_zoo.supernet.stochastic import SKIP
 
 
 def small_space() -> SearchSpace:
-    """Every block type, SE, all activations, a plain convolution, skip."""
+    """Every block type, SE, all activations, a plain convolution, skip, a convolution after pooling."""
     return SearchSpace.from_dict(
         {
             "name": "test",
@@ -40,7 +40,7 @@ def small_space() -> SearchSpace:
                     ],
                 }
             ],
-            "tail": {"out_channels": 24},
+            "tail": {"out_channels": 24, "head_hidden": 20},
             "num_classes": 5,
         }
     )  # fmt: skip

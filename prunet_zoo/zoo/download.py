@@ -1,0 +1,211 @@
+"""Weights by name: downloaded once, checked, converted, and then found in the weights folder.
+
+    download("prunet_p0")  →  <home>/prunet_p0.safetensors
+
+``<home>`` is ``$PRUNET_HOME``, ``checkpoints/`` of a checkout, or the user's cache. The archive is asked of each base
+in ``$PRUNET_MIRROR``, then of the published address. It counts as downloaded once it was converted strictly, and is
+removed then, because the converted file holds all of it; its sha256 stays in ``<file>.sha256``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote, urlsplit
+
+from prunet_zoo.errors import CheckpointError
+from prunet_zoo.spec import load_spec
+from prunet_zoo.zoo.fetch import ChecksumError, DiskError, DownloadError, exclusive, fetch, sha256_of
+from prunet_zoo.zoo.index import ModelEntry, find_model
+from prunet_zoo.zoo.partial import Part
+from prunet_zoo.zoo.ready import ForeignWeightsError, archive_path, check_ready, ready_path
+from prunet_zoo.zoo.records import read_record, record_path, write_record
+from prunet_zoo.zoo.reporter import Reporter
+
+
+class Archive(NamedTuple):
+    """A file that was converted: its sha256 and where it is from."""
+
+    sha256: str
+    source: str
+
+
+def download(name: str, *, force: bool = False, progress: bool = True, keep: bool = False) -> Path:
+    """Return the path of a model's weights (safetensors, spec inside); bring and convert them where they are not there.
+
+    Several processes may ask at once: one works, the others wait. A file put at ``<home>/<archive's name>`` by hand is
+    taken instead of a download.
+
+    Args:
+        name: a model of the zoo, with or without ``prunet://``.
+        force: bring the archive again and replace what is there, once it is converted.
+        progress: show messages and progress on standard error; else messages go to the log.
+        keep: leave the archive beside the converted file (for a mirror).
+
+    Raises:
+        UnknownNameError: no such model.
+        ChecksumError: the file is not the one recorded or listed.
+        DownloadError: no address gave it; says where to put it by hand. Nothing is left but a part that the next call
+            goes on from.
+        CheckpointError: a file that was put there by hand is not these weights, or a bundled one is missing.
+    """
+    entry = find_model(name)
+    ready, reporter = ready_path(entry), Reporter(progress)
+    if entry.bundled:
+        if not ready.is_file():
+            raise CheckpointError(
+                f"{ready}, the weights of {entry.name!r} that come with the package, is missing; restore it (git "
+                "checkout) or install the package again"
+            )
+        return ready
+    archive = archive_path(entry)
+    if not (force or keep) and _is_ready(ready, entry, Reporter(show=False)):
+        return ready  # without a lock: the folder may be read-only
+    with exclusive(archive, reporter):
+        usable = not force and _is_ready(ready, entry, reporter)
+        if usable and (archive.is_file() or not keep):
+            return ready  # another process made it
+        _make(entry, archive, ready, force, keep, reporter)
+    return ready
+
+
+def addresses(entry: ModelEntry) -> list[str]:
+    """Where the archive may be found: on each mirror of ``$PRUNET_MIRROR`` (blanks or commas between), then upstream.
+
+    Raises:
+        DownloadError: a mirror is none of an http, https or file address or a folder.
+    """
+    found = []
+    for base in re.split(r"[\s,]+", os.environ.get("PRUNET_MIRROR", "").strip()):
+        scheme = base.partition("://")[0] if "://" in base else ""
+        if scheme in ("http", "https", "file"):
+            found.append(f"{base.rstrip('/')}/{quote(entry.weights.file)}")
+        elif scheme:
+            raise DownloadError(
+                f"$PRUNET_MIRROR has {scheme}://…; a mirror is an address beginning with http://, https:// or file://, "
+                "or a folder"
+            )
+        elif base:
+            found.append(str(Path(base).expanduser() / entry.weights.file))
+    return [*found, *([entry.weights.url] if entry.weights.url else [])]
+
+
+def held_to(entry: ModelEntry) -> str | None:
+    """The sha256 that the archive must have: listed in the index, else recorded beside it; None: not known yet."""
+    return entry.weights.sha256 or read_record(archive_path(entry))
+
+
+def _is_ready(path: Path, entry: ModelEntry, reporter: Reporter) -> bool:
+    """Whether the converted file can be used; a damaged one is to be made again, another's is not overwritten."""
+    if not path.is_file():
+        return False
+    try:
+        check_ready(path, entry)
+    except ForeignWeightsError as error:
+        raise CheckpointError(
+            f"{error}. Move it away to have {entry.name!r} there, or replace it: python tools/download.py --force "
+            f"{entry.name}"
+        ) from None
+    except CheckpointError as error:
+        reporter.say(f"{error}; making it again")
+        return False
+    return True
+
+
+def _make(entry: ModelEntry, archive: Path, ready: Path, force: bool, keep: bool, reporter: Reporter) -> None:
+    """Bring the archive and convert it; the caller holds the lock."""
+    held, there = held_to(entry), archive.is_file()
+    if there and not force:
+        made = _convert_local(entry, archive, ready, held, reporter)
+    else:
+        made = _convert_fetched(entry, archive, ready, held, reporter)
+    if held is None:
+        write_record(archive, made.sha256)
+        reporter.say(
+            f"upstream publishes no checksum for {archive.name}; recorded on first use: sha256 {made.sha256} of "
+            f"{made.source}, in {record_path(archive)}"
+        )
+    if not (keep or there):
+        archive.unlink(missing_ok=True)
+    reporter.say(f"{entry.name}: {ready}")
+
+
+def _convert_local(entry: ModelEntry, archive: Path, ready: Path, held: str | None, reporter: Reporter) -> Archive:
+    """Convert the file that lies there: put there by hand, or kept."""
+    try:
+        digest = sha256_of(archive)
+    except OSError as error:
+        raise DownloadError(f"{archive} cannot be read: {error.strerror or error}") from error
+    if held not in (None, digest):
+        raise ChecksumError(
+            f"{archive} has sha256 {digest}, {_who_says(entry, archive)} {held}; it was not used. Remove it to "
+            f"download the right one{_if_trusted(entry, archive)}"
+        )
+    reporter.say(f"taking {archive}")
+    try:
+        _convert(archive, entry, ready, reporter)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{archive}, which was found there, is not the file of {entry.name!r}: {error}. Replace it, or remove it "
+            "to download it"
+        ) from error
+    Part(archive).discard()  # of a download that is not needed any more
+    return Archive(digest, str(archive))
+
+
+def _convert_fetched(entry: ModelEntry, archive: Path, ready: Path, held: str | None, reporter: Reporter) -> Archive:
+    """Download the archive; an address whose file cannot be converted counts as one that does not have it."""
+    reserve = 4 * load_spec(entry.arch).params() if entry.arch else 0  # the converted file: float32
+    try:
+        done = fetch(
+            addresses(entry),
+            archive,
+            sha256=held,
+            reserve=reserve,
+            check=lambda part: _convert(part, entry, ready, reporter),
+            reporter=reporter,
+        )
+    except ChecksumError as error:
+        source = _who_says(entry, archive)
+        raise ChecksumError(
+            f"{error}\n{source} {held}; what was sent was not used{_if_trusted(entry, archive)}"
+        ) from error
+    except DiskError:
+        raise
+    except DownloadError as error:
+        raise DownloadError(f"{error}\n{_by_hand(entry, archive)}") from error
+    return Archive(done.sha256, done.url)
+
+
+def _convert(source: Path, entry: ModelEntry, ready: Path, reporter: Reporter) -> None:
+    from prunet_zoo.zoo.convert import convert_checkpoint  # torch is loaded only now
+
+    reporter.say(f"converting {source.name} to {ready.name}")
+    new = ready.with_name(f".{entry.name}.new.safetensors")
+    try:
+        convert_checkpoint(source, entry.name, new)
+        check_ready(new, entry)  # a fine-tuned head is converted too, but is not what the name promises
+        os.replace(new, ready)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _who_says(entry: ModelEntry, archive: Path) -> str:
+    return "the index says" if entry.weights.sha256 else f"recorded in {record_path(archive)} at the first download:"
+
+
+def _if_trusted(entry: ModelEntry, archive: Path) -> str:
+    if entry.weights.sha256:
+        return ""
+    return f". If you know why it changed and trust it, delete {record_path(archive)} and run the same again"
+
+
+def _by_hand(entry: ModelEntry, archive: Path) -> str:
+    host = urlsplit(entry.weights.url or "").hostname
+    return (
+        f"Without a way to {host}: bring {entry.weights.url} from another machine, put it at\n  {archive}\nand run the "
+        f"same again; or bring {ready_path(entry).name} from the weights folder of a machine that has it. A mirror can "
+        "be named by $PRUNET_MIRROR (http://, https://, file:// or a folder), another weights folder by $PRUNET_HOME."
+    )

@@ -1,0 +1,230 @@
+"""Classify images with a network of the zoo, or with a published weights file; needs torch and timm alone.
+
+>>> classifier = load_classifier("digits_classifier")
+>>> classifier.predict(["scan.png"], top=2)
+[[ScoredClass(label=3, name='3', score=0.99), ScoredClass(label=8, name='8', score=0.0)]]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from prunet_zoo.errors import CheckpointError, PrunetError, SpecError
+from prunet_zoo.models import PruNetClassifier, create_model, load_weights
+from prunet_zoo.spec import parse
+from prunet_zoo.zoo.images import read_rgb
+from prunet_zoo.zoo.index import IMAGENET, ModelEntry, Preprocess, find_model
+
+SCHEME = "prunet://"
+
+
+class PredictError(PrunetError, ValueError):
+    """A model cannot be predicted with as it was asked for, or a device is not there."""
+
+
+class ScoredClass(NamedTuple):
+    """One class of an image: index, name, and score (softmax) from 0 to 1."""
+
+    label: int
+    name: str
+    score: float
+
+
+class Classifier:
+    """A network with its preprocessing and the names of its classes.
+
+    Args:
+        net: the network.
+        preprocess: from an image to the network's input.
+        classes: names by index; as many as the network has classes.
+        name: what to call it in results.
+        device: where to compute; None takes a GPU when there is one.
+
+    Raises:
+        CheckpointError: the number of names is another than that of classes.
+        PredictError: there is no such device.
+    """
+
+    task = "classification"
+
+    def __init__(
+        self,
+        net: PruNetClassifier,
+        preprocess: Preprocess,
+        classes: Sequence[str],
+        name: str,
+        device: str | None = None,
+    ) -> None:
+        if len(classes) != net.num_classes:
+            raise CheckpointError(f"{name} has {net.num_classes} classes, but {len(classes)} names of classes")
+        self.device = choose_device(device)
+        self.net, self.preprocess = net.eval().to(self.device), preprocess
+        self.classes, self.name = tuple(classes), name
+
+    @cached_property
+    def transform(self) -> Any:
+        """timm's evaluation transform: PIL image → tensor (3, H, W)."""
+        from timm.data import create_transform
+
+        return create_transform(is_training=False, **self.preprocess.model_dump())
+
+    def read(self, image: str | Path | Image.Image) -> torch.Tensor:
+        """The network's input (3, H, W) of a file or an RGB image; raises `DataError` for a file that is no image."""
+        return self.transform(image if isinstance(image, Image.Image) else read_rgb(image))
+
+    def classify(self, inputs: Sequence[torch.Tensor], top: int = 5) -> list[list[ScoredClass]]:
+        """The ``top`` classes of each input (3, H, W), best first."""
+        with torch.inference_mode():
+            scores = self.net(torch.stack(list(inputs)).to(self.device)).float().softmax(1).cpu()
+        best = scores.topk(min(top, scores.shape[1]), dim=1)
+        return [
+            [ScoredClass(label, self.classes[label], score) for label, score in zip(labels, values, strict=True)]
+            for labels, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def predict(self, images: Sequence[str | Path | Image.Image], top: int = 5) -> list[list[ScoredClass]]:
+        """Classify files or RGB images as one batch; raises `DataError` for a file that is no image."""
+        return self.classify([self.read(image) for image in images], top) if images else []
+
+
+def load_classifier(
+    model: str | Path, weights: str | Path | None = None, device: str | None = None, progress: bool = True
+) -> Classifier:
+    """Load a classifier with all that it takes to classify an image.
+
+    Args:
+        model: a name of the zoo, with or without ``prunet://`` before it, or a ``.safetensors`` file that tells its
+            preprocessing and classes: one that ``tools/publish.py`` or ``tools/convert.py`` has written.
+        weights: another file for a named model, instead of its own weights, which are downloaded when they are missing.
+        device: where to compute; None takes a GPU when there is one.
+        progress: show the download.
+
+    Raises:
+        UnknownNameError, CheckpointError, PredictError: with what to do. `DownloadError` where weights cannot be had.
+    """
+    if str(model).endswith(".safetensors"):
+        if weights is not None:
+            raise PredictError(f"{model} holds weights itself; leave out --weights, or give a name or a config")
+        return _from_file(Path(model), device)
+    entry = find_model(str(model))
+    if entry.task != "classification":
+        raise PredictError(f"{entry.name} is a detector, not a classifier; use prunet_zoo.mm.predict.load_detector")
+    path = get_weights(SCHEME + entry.name if weights is None else weights, progress)
+    if entry.preprocess is None:  # the index refuses such an entry
+        raise PredictError(f"the zoo's index has no preprocessing of {entry.name}")
+    if entry.arch is None:
+        net = create_model(path)
+    else:
+        net = create_model(entry.arch)
+        load_weights(net, path)
+    return Classifier(net, entry.preprocess, class_names(entry.classes), entry.name, device)
+
+
+def _from_file(path: Path, device: str | None) -> Classifier:
+    meta = read_meta(path)
+    if meta.get("task", "classification") != "classification":
+        raise PredictError(f"{path} is a detector, not a classifier; use prunet_zoo.mm.predict.load_detector")
+    net = create_model(path)
+    entry = _entry_of(meta)
+    classes, data = meta.get("classes"), meta.get("preprocess")
+    if classes is None and entry is not None and net.num_classes == 1000:
+        classes = entry.classes
+    if data is None and entry is not None and entry.preprocess is not None:
+        data = entry.preprocess.to_dict()
+    if classes is None or data is None:
+        raise PredictError(
+            f"{path} does not tell {'its preprocessing' if data is None else 'the names of its classes'}; give its "
+            f"config: --model CONFIG --weights {path}, or let tools/publish.py make a file that does"
+        )
+    try:
+        preprocess = parse(Preprocess, data, "preprocess")
+    except SpecError as error:
+        raise CheckpointError(f"weights file {path}: {error}") from None
+    return Classifier(net, preprocess, class_names(classes), str(meta.get("name", path.stem)), device)
+
+
+def _entry_of(meta: dict[str, Any]) -> ModelEntry | None:
+    """The index entry of a converted file, which tells its name but not what the index knows of it."""
+    try:
+        return find_model(str(meta.get("name", "")))
+    except PrunetError:
+        return None  # a file of the user's own
+
+
+def get_weights(weights: str | Path, progress: bool = True) -> Path:
+    """The path of a weights file that exists; ``prunet://NAME`` is downloaded when it is missing.
+
+    Raises:
+        CheckpointError: the file does not exist. UnknownNameError, DownloadError: of a name.
+    """
+    if str(weights).startswith(SCHEME):
+        from prunet_zoo.zoo.download import download
+
+        return download(str(weights).removeprefix(SCHEME), progress=progress)
+    if not Path(weights).is_file():
+        raise CheckpointError(f"weights file {weights} does not exist")
+    return Path(weights)
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """What a ``.safetensors`` file of ours tells of itself, besides its tensors: each value is JSON.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"weights file {path} does not exist")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            meta = file.metadata() or {}
+        return {key: json.loads(value) for key, value in meta.items() if key != "format"}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"weights file {path} is damaged or truncated: {error}") from None
+    except ValueError as error:
+        raise CheckpointError(f"weights file {path} was not written by this package: {error}") from None
+
+
+@cache
+def _imagenet_classes() -> tuple[str, ...]:
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return tuple(info.index_to_description(i, detailed=False) for i in range(info.num_classes()))
+
+
+def class_names(classes: str | Sequence[str]) -> tuple[str, ...]:
+    """Names by index; ``'imagenet-1k'``, or ImageNet's 1,000 synsets (folder names), give timm's short descriptions."""
+    if classes == IMAGENET:
+        return _imagenet_classes()
+    if isinstance(classes, str):
+        raise PredictError(f"classes must be {IMAGENET!r} or a list of names, got {classes!r}")
+    names = tuple(str(name) for name in classes)
+    if len(names) == 1000 and all(len(name) == 9 and name[0] == "n" and name[1:].isdigit() for name in names):
+        from timm.data import ImageNetInfo
+
+        if list(names) == list(ImageNetInfo().label_names()):
+            return _imagenet_classes()
+    return names
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The torch device of that name; None: a GPU when there is one. Raises `PredictError` when it is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise PredictError(
+            f"device {device!r} cannot be used: {reason}; give cpu, or cuda where there is a GPU"
+        ) from None
+    return chosen
