@@ -1,7 +1,7 @@
 """Packaging of prunet_zoo.
 
 ``configs/``, ``tools/`` and ``model-index.yml`` are installed as ``prunet_zoo/.mim/``, where OpenMMLab's tools look for
-them: as symbolic links by an editable install, as copies in a wheel. A wheel also has the two small demo networks there.
+them: as symbolic links by an editable install, as copies in a wheel. A wheel also has the two demo networks there.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ def test_a_changed_figure_or_table_is_noticed(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tree = tmp_path / "tree"
-    for name in ("README.md", "model-index.yml", "checkpoints/results.csv", *(f"configs/{f}/metafile.yml" for f in ("classification", "detection"))):  # fmt: skip
+    metafiles = [f"configs/{folder}/metafile.yml" for folder in ("classification", "detection")]
+    for name in ("README.md", "model-index.yml", "checkpoints/results.csv", *metafiles):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tree / name)
     monkeypatch.setattr(tool, "ROOT", tree)

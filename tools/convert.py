@@ -35,14 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise CheckpointError(f"{out} exists already; give another --out, or --force to overwrite it")
 
     from prunet_zoo.models import load_state
-    from prunet_zoo.zoo.convert import convert_checkpoint, file_sha256
+    from prunet_zoo.zoo.convert import convert_checkpoint
+    from prunet_zoo.zoo.fetch import sha256_of
 
     convert_checkpoint(args.source, args.arch, out)
     state = load_state(out)
     parameters = sum(v.numel() for k, v in state.items() if not k.endswith(("mean", "var", "num_batches_tracked")))
     print(
         f"{out}: {args.arch}, {len(state)} tensors, {parameters:,} parameters, {out.stat().st_size:,} bytes, "
-        f"sha256 {file_sha256(out)}"
+        f"sha256 {sha256_of(out)}"
     )
     return 0
 

@@ -49,7 +49,7 @@ COLLECTIONS: dict[str, dict[str, Any]] = {
     },
     "GPUNet": {
         "Paper": {
-            "Title": "Searching the Deployable Convolution Neural Networks for GPUs",
+            "Title": "GPUNet: Searching the Deployable Convolution Neural Networks for GPUs",
             "URL": "https://arxiv.org/abs/2205.00841",
         },
         "Architecture": ["Convolution", "Inverted Residual", "Fused Inverted Residual", "Squeeze and Excitation"],

@@ -89,10 +89,7 @@ class PruNet(PruNetBackbone, BaseModule):
         checkpoint, prefix = str(cfg["checkpoint"]), cfg.get("prefix")
         if prefix and not prefix.endswith("."):
             prefix += "."
-        try:
-            names = load_weights(self, read_state(checkpoint), prefix=prefix)
-        except CheckpointError as error:
-            raise CheckpointError(str(error).replace("the given state dict", checkpoint)) from None
+        names = load_weights(self, read_state(checkpoint), prefix=prefix, origin=checkpoint)
         print_log(f"PruNet: loaded all {len(names)} tensors of the backbone from {checkpoint}", logger="current")
         if hasattr(self, "_params_init_info"):  # MMEngine's record of where each parameter's value comes from
             update_init_info(self, init_info=f"PruNet: loaded from {checkpoint}")

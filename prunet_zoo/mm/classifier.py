@@ -12,7 +12,6 @@ from mmengine.model import BaseModel
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 
-from prunet_zoo.errors import CheckpointError
 from prunet_zoo.mm.backbone import plain, read_state
 from prunet_zoo.mm.scheme import fit_names
 from prunet_zoo.models import create_model, load_weights
@@ -132,7 +131,4 @@ def load_pretrained(
     skip = () if fits or strict_head else ("classifier.",)
     if prefix and not prefix.endswith("."):
         prefix += "."
-    try:
-        return load_weights(net, state, prefix, skip=skip)
-    except CheckpointError as error:
-        raise CheckpointError(str(error).replace("the given state dict", str(checkpoint))) from None
+    return load_weights(net, state, prefix, skip, origin=checkpoint)

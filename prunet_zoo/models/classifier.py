@@ -294,17 +294,25 @@ def create_model(
     Args:
         arch: a path ending in ``.safetensors`` gives the network *with* the weights in that file.
         num_classes: classes of the head; None takes the spec's. With a weights file of another number of classes the
-            head starts fresh.
+            head starts fresh; of other image channels (``in_chans``), the first convolution is adapted as timm does.
         options: ``in_chans``, ``global_pool``, ``drop_rate``, ``drop_path_rate``, ``norm`` of `PruNetClassifier`.
 
     Raises:
         UnknownNameError, SpecError, CheckpointError: with what to do.
     """
-    from prunet_zoo.models.weights import load_weights, read_weights_spec
+    from timm.models import adapt_input_conv
+
+    from prunet_zoo.models.weights import load_state, load_weights, read_weights_spec
 
     weights = str(arch) if str(arch).endswith(".safetensors") else None
     spec = read_weights_spec(weights) if weights else load_spec(arch)
     model = PruNetClassifier(spec, num_classes, **options)
     if weights:
-        load_weights(model, weights, skip=("classifier.",) if model.num_classes != spec.num_classes else ())
+        state = load_state(weights)
+        first = f"{model.pretrained_cfg['first_conv']}.weight"
+        if model.in_chans != spec.in_channels and first in state:
+            state[first] = adapt_input_conv(model.in_chans, state[first])
+        load_weights(
+            model, state, skip=("classifier.",) if model.num_classes != spec.num_classes else (), origin=weights
+        )
     return model

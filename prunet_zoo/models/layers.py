@@ -103,15 +103,15 @@ class SqueezeExcite(nn.Module):
 
 
 class PooledHead(nn.Module):
-    """What stands between the last map and the linear classifier: global pooling and, with ``hidden``, a 1×1 convolution
-    (no norm, no bias) + activation on the pooled features. (B, C, H, W) → (B, features).
+    """What stands between the last map and the linear classifier: global pooling and, with ``hidden``, a 1×1
+    convolution (no norm, no bias) + activation on the pooled features. (B, C, H, W) → (B, features).
 
     Args:
         channels: C.
         hidden: output channels of the convolution; None: no convolution, features are the C channels.
         act: its activation.
-        global_pool: ``'avg'``, another type of timm's `SelectAdaptivePool2d`, or ``''`` for no pooling: the convolution is
-            then applied to each position and the output stays a map (B, features, H, W).
+        global_pool: ``'avg'``, another type of timm's `SelectAdaptivePool2d`, or ``''`` for no pooling: the convolution
+            is then applied to each position and the output stays a map (B, features, H, W).
     """
 
     def __init__(

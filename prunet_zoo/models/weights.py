@@ -86,6 +86,7 @@ def load_weights(
     source: str | Path | Mapping[str, torch.Tensor],
     prefix: str | None = None,
     skip: Iterable[str] = (),
+    origin: str | Path | None = None,
 ) -> list[str]:
     """Copy weights into ``model``: every tensor of the model must be there with its shape.
 
@@ -94,6 +95,7 @@ def load_weights(
         source: a file or a state dict.
         prefix: what stands before each name in ``source``; None finds it.
         skip: name beginnings in the model that are not to be loaded (a head for other classes).
+        origin: where a state dict is from, for messages.
 
     Returns:
         Names that were loaded.
@@ -102,7 +104,7 @@ def load_weights(
         CheckpointError: something is missing or of another shape; the first few are named.
     """
     state = dict(source) if isinstance(source, Mapping) else load_state(source)
-    origin = "the given state dict" if isinstance(source, Mapping) else str(source)
+    origin = origin or ("the given state dict" if isinstance(source, Mapping) else str(source))
     skip = tuple(skip)
     wanted = {k: v for k, v in model.state_dict().items() if not k.startswith(skip)} if skip else model.state_dict()
     prefixes = _PREFIXES if prefix is None else (prefix,)

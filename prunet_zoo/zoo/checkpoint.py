@@ -7,6 +7,7 @@ import mmap
 import re
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from prunet_zoo.errors import CheckpointError
 from prunet_zoo.zoo.archive import MAX_BYTES, check_torch_zip, find_member, is_torch_zip, open_zip, unpack
+from prunet_zoo.zoo.fetch import sha256_of
 
 KEYS = ("state_dict_ema", "state_dict", "model")  # of a training checkpoint, averaged weights first
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
@@ -47,15 +49,37 @@ def read_checkpoint(source: str | Path, member: str | None = None) -> dict[str, 
         if is_torch_zip(archive):
             check_torch_zip(path, archive)
             return _load_torch(path, mapped=True)
-        entry = find_member(path, archive, member)
-        with tempfile.TemporaryDirectory(prefix="prunet_zoo_") as folder:
-            inner = Path(folder) / "checkpoint"
-            unpack(path, archive, entry, inner)
+        with _unpacked(path, archive, member) as (inner, name):
             try:
                 return _read_member(inner)
             except CheckpointError as error:
-                message = str(error).replace(str(inner), f"{path}: entry {entry.filename!r}")
-                raise CheckpointError(message) from None
+                raise CheckpointError(str(error).replace(str(inner), f"{path}: entry {name!r}")) from None
+
+
+def checkpoint_sha256(source: str | Path, member: str | None = None) -> str:
+    """sha256 of the checkpoint itself: of what is in the zip, which says the same however it was packed.
+
+    Raises:
+        CheckpointError, WriteError: as `read_checkpoint`, as far as the file is not what it seems.
+    """
+    path = Path(source)
+    if _first_bytes(path)[:4] not in _ZIP:
+        return sha256_of(path)
+    with open_zip(path) as archive:
+        if is_torch_zip(archive):
+            return sha256_of(path)
+        with _unpacked(path, archive, member) as (inner, _):
+            return sha256_of(inner)
+
+
+@contextmanager
+def _unpacked(path: Path, archive: zipfile.ZipFile, member: str | None) -> Iterator[tuple[Path, str]]:
+    """The checkpoint in a zip as a temporary file, and the name of its entry."""
+    entry = find_member(path, archive, member)
+    with tempfile.TemporaryDirectory(prefix="prunet_zoo_") as folder:
+        inner = Path(folder) / "checkpoint"
+        unpack(path, archive, entry, inner)
+        yield inner, entry.filename
 
 
 def _read_member(path: Path) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from prunet_zoo.errors import CheckpointError
 from prunet_zoo.models import PruNetClassifier, save_weights
 from prunet_zoo.spec import NetSpec, load_spec
 from prunet_zoo.zoo.checkpoint import read_checkpoint
+from prunet_zoo.zoo.fetch import sha256_of
 from prunet_zoo.zoo.index import find_model
 from prunet_zoo.zoo.names import STAGES, published_names
 
@@ -83,18 +83,9 @@ def convert_checkpoint(source: str | Path, name: str, out: str | Path) -> Path:
         preprocess=None if entry.preprocess is None else entry.preprocess.model_dump(mode="json"),
         classes=entry.classes if is_published else None,
         source=Path(source).name.removesuffix(".part"),  # of a download that is not yet named
-        source_sha256=file_sha256(source),
+        source_sha256=sha256_of(Path(source)),
     )
     return out
-
-
-def file_sha256(path: str | Path) -> str:
-    """sha256 of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def to_own_names(state: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from prunet_zoo.zoo.fetch import ChecksumError, DiskError, DownloadError, exclus
 from prunet_zoo.zoo.index import ModelEntry, find_model
 from prunet_zoo.zoo.partial import Part
 from prunet_zoo.zoo.ready import ForeignWeightsError, archive_path, check_ready, ready_path
-from prunet_zoo.zoo.records import read_record, record_path, write_record
+from prunet_zoo.zoo.records import Recorded, read_record, record_path, write_record
 from prunet_zoo.zoo.reporter import Reporter
 
 
@@ -92,9 +92,9 @@ def addresses(entry: ModelEntry) -> list[str]:
     return [*found, *([entry.weights.url] if entry.weights.url else [])]
 
 
-def held_to(entry: ModelEntry) -> str | None:
+def held_to(entry: ModelEntry) -> Recorded | None:
     """The sha256 that the archive must have: listed in the index, else recorded beside it; None: not known yet."""
-    return entry.weights.sha256 or read_record(archive_path(entry))
+    return Recorded(entry.weights.sha256) if entry.weights.sha256 else read_record(archive_path(entry))
 
 
 def _is_ready(path: Path, entry: ModelEntry, reporter: Reporter) -> bool:
@@ -122,7 +122,7 @@ def _make(entry: ModelEntry, archive: Path, ready: Path, force: bool, keep: bool
     else:
         made = _convert_fetched(entry, archive, ready, held, reporter)
     if held is None:
-        write_record(archive, made.sha256)
+        write_record(archive, Recorded(made.sha256, _checkpoint_sha256(archive, entry)))
         reporter.say(
             f"upstream publishes no checksum for {archive.name}; recorded on first use: sha256 {made.sha256} of "
             f"{made.source}, in {record_path(archive)}"
@@ -132,15 +132,15 @@ def _make(entry: ModelEntry, archive: Path, ready: Path, force: bool, keep: bool
     reporter.say(f"{entry.name}: {ready}")
 
 
-def _convert_local(entry: ModelEntry, archive: Path, ready: Path, held: str | None, reporter: Reporter) -> Archive:
+def _convert_local(entry: ModelEntry, archive: Path, ready: Path, held: Recorded | None, reporter: Reporter) -> Archive:
     """Convert the file that lies there: put there by hand, or kept."""
     try:
         digest = sha256_of(archive)
     except OSError as error:
         raise DownloadError(f"{archive} cannot be read: {error.strerror or error}") from error
-    if held not in (None, digest):
+    if held is not None and digest != held.sha256 and not _is_same(archive, entry, held, reporter):
         raise ChecksumError(
-            f"{archive} has sha256 {digest}, {_who_says(entry, archive)} {held}; it was not used. Remove it to "
+            f"{archive} has sha256 {digest}, {_who_says(entry, archive)} {held.sha256}; it was not used. Remove it to "
             f"download the right one{_if_trusted(entry, archive)}"
         )
     reporter.say(f"taking {archive}")
@@ -155,28 +155,46 @@ def _convert_local(entry: ModelEntry, archive: Path, ready: Path, held: str | No
     return Archive(digest, str(archive))
 
 
-def _convert_fetched(entry: ModelEntry, archive: Path, ready: Path, held: str | None, reporter: Reporter) -> Archive:
+def _convert_fetched(
+    entry: ModelEntry, archive: Path, ready: Path, held: Recorded | None, reporter: Reporter
+) -> Archive:
     """Download the archive; an address whose file cannot be converted counts as one that does not have it."""
     reserve = 4 * load_spec(entry.arch).params() if entry.arch else 0  # the converted file: float32
     try:
         done = fetch(
             addresses(entry),
             archive,
-            sha256=held,
+            sha256=held.sha256 if held else None,
             reserve=reserve,
             check=lambda part: _convert(part, entry, ready, reporter),
+            same=lambda part: held is not None and _is_same(part, entry, held, reporter),
             reporter=reporter,
         )
     except ChecksumError as error:
-        source = _who_says(entry, archive)
-        raise ChecksumError(
-            f"{error}\n{source} {held}; what was sent was not used{_if_trusted(entry, archive)}"
-        ) from error
+        known = f"{_who_says(entry, archive)} {held.sha256 if held else None}"
+        raise ChecksumError(f"{error}\n{known}; what was sent was not used{_if_trusted(entry, archive)}") from error
     except DiskError:
         raise
     except DownloadError as error:
         raise DownloadError(f"{error}\n{_by_hand(entry, archive)}") from error
     return Archive(done.sha256, done.url)
+
+
+def _checkpoint_sha256(source: Path, entry: ModelEntry) -> str:
+    from prunet_zoo.zoo.checkpoint import checkpoint_sha256  # torch is loaded only now
+
+    return checkpoint_sha256(source, entry.weights.member)
+
+
+def _is_same(source: Path, entry: ModelEntry, held: Recorded, reporter: Reporter) -> bool:
+    """Whether the checkpoint in a file of another sha256 is the recorded one, packed anew."""
+    try:
+        same = held.checkpoint is not None and _checkpoint_sha256(source, entry) == held.checkpoint
+    except CheckpointError:
+        return False  # there is none in it
+    if same:
+        reporter.say(f"{source.name} was packed anew since it was recorded; the checkpoint in it is the same")
+    return same
 
 
 def _convert(source: Path, entry: ModelEntry, ready: Path, reporter: Reporter) -> None:

@@ -73,6 +73,38 @@ class _WrongHash(Refused):
     pass
 
 
+@dataclass(frozen=True)
+class Verify:
+    """What a complete part must be; see `fetch`."""
+
+    want: Want
+    check: Callable[[Path], None] | None
+    same: Callable[[Path], bool] | None
+
+    def __call__(self, part: Part, resumed: bool) -> str:
+        """sha256 of the part. A wrong one is discarded; one that was continued may be a mixture: begin anew."""
+        digest = sha256_of(part.path)
+        reason = self._fault(part, digest)
+        if reason is None:
+            return digest
+        part.discard()
+        if resumed:
+            raise Failed(f"{reason}; it had been continued, beginning anew")
+        raise reason
+
+    def _fault(self, part: Part, digest: str) -> Refused | None:
+        if self.want.size is not None and part.size != self.want.size:
+            return Refused(f"gave {part.size:,} bytes, the file has {self.want.size:,}")
+        try:
+            if self.want.sha256 not in (None, digest) and not (self.same is not None and self.same(part.path)):
+                return _WrongHash(f"gave a file with sha256 {digest}, expected {self.want.sha256}")
+            if self.check is not None:
+                self.check(part.path)
+        except CheckpointError as error:
+            return Refused(f"gave a file that is not these weights: {error}")
+        return None
+
+
 def fetch(
     urls: Sequence[str],
     target: str | Path,
@@ -81,6 +113,7 @@ def fetch(
     size: int | None = None,
     reserve: int = 0,
     check: Callable[[Path], None] | None = None,
+    same: Callable[[Path], bool] | None = None,
     retry: Retry | None = None,
     reporter: Reporter | None = None,
 ) -> Fetched:
@@ -94,6 +127,7 @@ def fetch(
         reserve: bytes that the disk must hold besides.
         check: called with the complete file before it is installed; `CheckpointError` refuses it and the next address
             is asked.
+        same: called with a complete file that has another ``sha256``; True: it holds the same all the same.
         retry: patience; `RETRY` by default.
         reporter: where progress goes; nowhere by default.
 
@@ -104,12 +138,13 @@ def fetch(
     """
     retry, reporter = retry or RETRY, reporter or Reporter(show=False)
     part, want = Part(Path(target)), Want(sha256, size, reserve)
+    verify = Verify(want, check, same)
     refusals: list[tuple[str, Refused]] = []
     for number, url in enumerate(urls, 1):
         try:
             part.target.parent.mkdir(parents=True, exist_ok=True)
             with reporter.transfer(part.target.name) as meter:
-                digest = _persist(url, part, want, check, retry, meter, reporter)
+                digest = _persist(url, part, verify, retry, meter, reporter)
             length = part.size
             part.install()
             return Fetched(part.target, digest, length, shown(url))
@@ -128,21 +163,13 @@ def fetch(
     raise kind(f"{part.target.name} was not downloaded; tried:{tried}")
 
 
-def _persist(
-    url: str,
-    part: Part,
-    want: Want,
-    check: Callable[[Path], None] | None,
-    retry: Retry,
-    meter: Meter,
-    reporter: Reporter,
-) -> str:
+def _persist(url: str, part: Part, verify: Verify, retry: Retry, meter: Meter, reporter: Reporter) -> str:
     """Try one address until the part is the right file; returns its sha256."""
     failures, most = 0, part.size
     while True:
         try:
-            start = receive(url, part, want, retry.timeout, meter)
-            return _verify(part, want, check, resumed=start > 0)
+            start = receive(url, part, verify.want, retry.timeout, meter)
+            return verify(part, resumed=start > 0)
         except Failed as error:
             if part.size >= most + retry.progress:
                 failures, most = 0, part.size
@@ -154,27 +181,6 @@ def _persist(
             seconds = retry.wait(failures) if error.wait is None else error.wait
             reporter.say(f"{shown(url)}: {error}; trying again in {seconds:.0f} s")
             time.sleep(seconds)
-
-
-def _verify(part: Part, want: Want, check: Callable[[Path], None] | None, resumed: bool) -> str:
-    """sha256 of the complete part. A wrong one is discarded; one that was continued may be a mixture: begin anew."""
-    digest = sha256_of(part.path)
-    reason: Refused | None = None
-    if want.size is not None and part.size != want.size:
-        reason = Refused(f"gave {part.size:,} bytes, the file has {want.size:,}")
-    elif want.sha256 is not None and digest != want.sha256:
-        reason = _WrongHash(f"gave a file with sha256 {digest}, expected {want.sha256}")
-    elif check is not None:
-        try:
-            check(part.path)
-        except CheckpointError as error:
-            reason = Refused(f"gave a file that is not these weights: {error}")
-    if reason is None:
-        return digest
-    part.discard()
-    if resumed:
-        raise Failed(f"{reason}; it had been continued, beginning anew")
-    raise reason
 
 
 def sha256_of(path: Path) -> str:

@@ -30,7 +30,8 @@ def describe_weights(entry: ModelEntry) -> dict[str, Any]:
         checksum = "in git"
     elif sha256 is None:
         try:
-            sha256 = read_record(archive)
+            recorded = read_record(archive)
+            sha256 = recorded.sha256 if recorded else None
         except PrunetError:
             checksum = "record damaged"
         else:

@@ -1,13 +1,15 @@
 """Checksums of downloads, beside them: ``<file>.sha256`` in the format of ``sha256sum``.
 
 Upstream publishes none for most files. Then the first download that could be read records the one it got, and every
-later one is held to it: this does not prove that the first was right, but that a later one is the same.
+later one is held to it: this does not prove that the first was right, but that a later one is the same. A server may
+pack a zip anew for each request, so the checksum of the checkpoint in it is recorded too, and is what counts.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from prunet_zoo.files import write_atomic
 from prunet_zoo.zoo.fetch import DownloadError
@@ -18,8 +20,15 @@ def record_path(archive: Path) -> Path:
     return archive.with_name(archive.name + ".sha256")
 
 
-def read_record(archive: Path) -> str | None:
-    """The recorded sha256; None: nothing is recorded.
+class Recorded(NamedTuple):
+    """sha256 of an archive, and of the checkpoint in it where that was recorded."""
+
+    sha256: str
+    checkpoint: str | None = None
+
+
+def read_record(archive: Path) -> Recorded | None:
+    """What is recorded of ``archive``; None: nothing.
 
     Raises:
         DownloadError: the record is damaged; what it said cannot be ignored.
@@ -37,9 +46,11 @@ def read_record(archive: Path) -> str | None:
             f"{path} does not begin with a sha256 (64 hex digits); write the right one there, or delete the file to "
             "have it recorded anew at the next download"
         )
-    return found[1].lower()
+    inner = re.search(r"^# ([0-9a-f]{64})  ", text, re.MULTILINE)
+    return Recorded(found[1].lower(), inner[1] if inner else None)
 
 
-def write_record(archive: Path, sha256: str) -> None:
-    """Record the sha256 of ``archive``; ``sha256sum --check`` reads it."""
-    write_atomic(record_path(archive), f"{sha256}  {archive.name}\n")
+def write_record(archive: Path, recorded: Recorded) -> None:
+    """Record what ``archive`` is; ``sha256sum --check`` reads it, and takes the second line for a comment."""
+    inner = f"# {recorded.checkpoint}  the checkpoint in it, however it is packed\n" if recorded.checkpoint else ""
+    write_atomic(record_path(archive), f"{recorded.sha256}  {archive.name}\n{inner}")

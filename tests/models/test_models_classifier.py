@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from prunet_zoo import NetSpec, create_model, list_models
+from prunet_zoo import NetSpec, create_model, list_models, save_weights
 from prunet_zoo.errors import SpecError, UnknownNameError
 from prunet_zoo.models.layers import make_norm_factory
 
@@ -247,3 +248,15 @@ def test_bad_norm_cfg(cfg: dict[str, Any], message: str) -> None:
 def test_unknown_arch_suggests() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'prunet_p1'"):
         create_model("prunet_p11")
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_weights_for_other_image_channels(tmp_path: Path, channels: int) -> None:
+    """timm's rule: the weights of the colours are summed for grey, and repeated, scaled to the same total, for more."""
+    model = create_model(SMALL).eval()
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), model.spec)
+    other = create_model(tmp_path / "w.safetensors", in_chans=channels).eval()
+    grey = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(other(grey.expand(-1, channels, -1, -1)), model(grey.expand(-1, 3, -1, -1)))
+    assert other.spec.in_channels == channels

@@ -55,11 +55,11 @@ def weights(seed: int = 0, spec: dict[str, Any] | None = None, size: int = 40_00
     return save({"numbers": numbers}, metadata={} if spec is None else {"spec": json.dumps(spec)})
 
 
-def archive(seed: int = 0, spec: dict[str, Any] | None = None) -> bytes:
-    """A zip as it is published, always of the same bytes."""
+def archive(seed: int = 0, spec: dict[str, Any] | None = None, year: int = 2022) -> bytes:
+    """A zip as it is published, always of the same bytes; another ``year``: packed anew."""
     memory = io.BytesIO()
     with zipfile.ZipFile(memory, "w") as file:
-        file.writestr(zipfile.ZipInfo("tiny.safetensors", (2022, 5, 1, 0, 0, 0)), weights(seed, spec or SPEC))
+        file.writestr(zipfile.ZipInfo("tiny.safetensors", (year, 5, 1, 0, 0, 0)), weights(seed, spec or SPEC))
     return memory.getvalue()
 
 

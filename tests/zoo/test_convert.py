@@ -24,7 +24,8 @@ from prunet_zoo import create_model, load_spec
 from prunet_zoo.errors import CheckpointError, UnknownNameError
 from prunet_zoo.files import WriteError
 from prunet_zoo.models import load_state, read_weights_spec
-from prunet_zoo.zoo.convert import convert_checkpoint, file_sha256, to_own_names
+from prunet_zoo.zoo.convert import convert_checkpoint, to_own_names
+from prunet_zoo.zoo.fetch import sha256_of
 from prunet_zoo.zoo.index import find_model, load_index
 from prunet_zoo.zoo.names import STAGES, published_names
 
@@ -113,7 +114,7 @@ def test_metadata(state: State, tmp_path: Path) -> None:
     assert meta["licence"] == "Apache-2.0"
     assert "NVIDIA" in meta["origin"] and meta["origin"] == entry.weights.origin
     assert meta["source"] == "gpunet_0.zip"
-    assert meta["source_sha256"] == file_sha256(source)
+    assert meta["source_sha256"] == sha256_of(source)
     assert meta["classes"] == "imagenet-1k"
     assert (meta["preprocess"]["input_size"], meta["preprocess"]["crop_pct"]) == (320, 1.0)
     assert read_weights_spec(out) == load_spec(NAME)

@@ -15,7 +15,7 @@ from synthetic import synthetic_state, write_zip
 
 from prunet_zoo import create_model
 from prunet_zoo.errors import CheckpointError
-from prunet_zoo.zoo.convert import file_sha256
+from prunet_zoo.zoo.fetch import sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "convert.py"
@@ -69,7 +69,7 @@ def test_as_a_process_without_mmengine(source: Path, tmp_path: Path, env: dict[s
     done = subprocess.run(args, capture_output=True, text=True, timeout=120, env=env)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip() == (
-        f"{out}: gpunet_d1, 411 tensors, 10,589,859 parameters, {out.stat().st_size:,} bytes, sha256 {file_sha256(out)}"
+        f"{out}: gpunet_d1, 411 tensors, 10,589,859 parameters, {out.stat().st_size:,} bytes, sha256 {sha256_of(out)}"
     )
     assert create_model(out).spec.name == "gpunet_d1"
 

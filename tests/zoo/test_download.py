@@ -30,7 +30,7 @@ from prunet_zoo.zoo.ready import check_ready
 def test_first_and_second_time(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
     assert download("tiny") == zoo.ready
     assert zoo.ready.read_bytes() == bench.weights(0, bench.SPEC)
-    assert zoo.record.read_text() == f"{SHA}  {bench.FILE}\n"
+    assert zoo.record.read_text().splitlines()[0] == f"{SHA}  {bench.FILE}"
     assert not zoo.archive.exists()
     told = capsys.readouterr().err
     assert f"upstream publishes no checksum for {bench.FILE}; recorded on first use: sha256 {SHA}" in told
@@ -82,6 +82,33 @@ def test_changed_upstream_after_the_first_use(zoo: Zoo) -> None:
     zoo.record.unlink()
     download("tiny")
     assert zoo.ready.read_bytes() == bench.weights(1, bench.SPEC) and zoo.record.read_text().startswith(new)
+
+
+def test_a_zip_that_is_packed_anew_for_each_request(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    """What counts is the checkpoint in it; an older record without that line holds the zip itself."""
+    download("tiny")
+    first = zoo.record.read_text()
+    inner = hashlib.sha256(bench.weights(0, bench.SPEC)).hexdigest()
+    assert first.splitlines() == [f"{SHA}  {bench.FILE}", f"# {inner}  the checkpoint in it, however it is packed"]
+    anew = bench.archive(year=2023)
+    assert anew != ARCHIVE
+    zoo.server.add(f"/up/{bench.FILE}", anew)
+    download("tiny", force=True)
+    assert "was packed anew since it was recorded" in capsys.readouterr().err
+    zoo.ready.unlink()
+    zoo.archive.write_bytes(anew)  # by hand
+    download("tiny")
+    assert zoo.ready.read_bytes() == bench.weights(0, bench.SPEC) and zoo.record.read_text() == first
+    zoo.archive.unlink()
+    for worse in (bench.archive(1, year=2023), anew[:-300], b"<html>"):
+        zoo.server.add(f"/up/{bench.FILE}", worse)
+        with pytest.raises(DownloadError):
+            download("tiny", force=True)
+        assert zoo.ready.read_bytes() == bench.weights(0, bench.SPEC) and zoo.record.read_text() == first
+    zoo.record.write_text(first.splitlines()[0] + "\n")
+    zoo.server.add(f"/up/{bench.FILE}", anew)
+    with pytest.raises(ChecksumError, match=f"at the first download: {SHA}"):
+        download("tiny", force=True)
 
 
 def test_listed_hash(zoo: Zoo) -> None:
