@@ -42,7 +42,7 @@ def test_python_and_json_are_valid(page: Path) -> None:
 
 
 def test_the_readmes_library_example_runs() -> None:
-    (source,) = [b for b in blocks(ROOT / "README.md", "python") if "create_model" in b]
+    (source,) = [b for b in blocks(ROOT / "README.md", "python") if "spec.params()" in b]
     namespace: dict[str, object] = {}
     exec(compile(source, "README.md", "exec"), namespace)
     assert tuple(namespace["logits"].shape) == (1, 10)  # type: ignore[attr-defined]

@@ -135,10 +135,10 @@ def readme_table(rows: Sequence[Row]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     measured = next((row for row in rows if row["metric"] == CPU_LATENCY), None)
     here = (
-        f"; CPU: measured here, ONNX Runtime, one thread, {measured['device']}, {measured['date']}" if measured else ""
+        f"CPU: measured here,\nONNX Runtime, one thread, {measured['device']}, {measured['date']}. " if measured else ""
     )
     lines.append(
-        f"\nBatch 1, at the network's own input size. Top-1, V100 and A100 (FP16): as published by NVIDIA{here}.\n"
+        f"\nBatch 1, at the network's own input size. Top-1, V100 and A100 (FP16): as published by NVIDIA. {here}"
         "Every figure with its source, command and date: [checkpoints/results.csv](checkpoints/results.csv)."
     )
     return "\n".join(lines)
@@ -186,7 +186,7 @@ def describe(entry: ModelEntry, rows: Sequence[Row]) -> dict[str, Any]:
         {
             "value": float(row["value"]),
             "hardware": row["device"],
-            "backend": row["metric"].removeprefix("latency "),
+            "backend": row["metric"].removeprefix("latency ").removeprefix(f"{row['device'].lower()} "),
             "batch size": 1,
             "resolution": f"({row['input_size']}, {row['input_size']})",
         }
