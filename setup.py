@@ -44,7 +44,7 @@ EXTRAS = {
         "setuptools<82",  # mmengine 0.10.7 imports pkg_resources, which setuptools 82 dropped
     ],
     "export": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
-    "dev": ["pytest>=8.0", "hypothesis>=6.90", "ruff>=0.6", "mypy>=1.10", "pre-commit>=3.5"],
+    "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.90", "ruff>=0.6", "mypy>=1.10", "pre-commit>=3.5"],
 }
 EXTRAS["all"] = [requirement for extra in EXTRAS.values() for requirement in extra]
 

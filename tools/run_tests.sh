@@ -7,4 +7,5 @@ python=$(bash "$root/tools/setup_env.sh")
 cd "$root"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # tiny networks: a second thread only waits
 export MPLBACKEND=Agg
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile # all of them: in two processes
 exec "$python" -m pytest -q "$@"
