@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg.merge_from_dict(args.cfg_options)  # what is asked for by name comes before what the network tells
     fit_loader(cfg.test_dataloader)
     own = preprocessing(cfg)
-    if own is not None and "size" in own:
-        cfg.input_size = own["size"]
+    if own is not None:
+        cfg.input_size = own["input_size"]
     record = test(cfg, checkpoint)
     if own is not None:
         record["preprocess"] = own
@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _of(own: Mapping[str, Any] | None) -> str:
     """In a few words, how the images were brought to size."""
-    if own is None or "crop_pct" not in own:
+    if own is None:
         return ""
     crop = f"crop {own['crop_pct']:g}" if own["crop_mode"] == "center" else own["crop_mode"]
-    return f" at {own['size']} px ({crop}, {own['interpolation']})"
+    return f" at {own['input_size']} px ({crop}, {own['interpolation']})"
 
 
 if __name__ == "__main__":

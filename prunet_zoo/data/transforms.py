@@ -44,11 +44,6 @@ def imagenet(
     return create_transform(size, is_training=train, interpolation=interpolation, mean=mean, std=std, **options)
 
 
-def imagenet_defaults() -> dict[str, Any]:
-    """The defaults of `imagenet`'s arguments."""
-    return {name: p.default for name, p in inspect.signature(imagenet).parameters.items() if p.default is not p.empty}
-
-
 def cifar(
     train: bool, size: int = 32, pad: int = 4, mean: Triple = CIFAR10_MEAN, std: Triple = CIFAR10_STD
 ) -> Transform:
@@ -98,6 +93,41 @@ class _ToSize:
 PRESETS: dict[str, Callable[..., Transform]] = {"imagenet": imagenet, "cifar": cifar, "digits": digits}
 
 
+def evaluation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a transform does to an image in a test, in the terms of timm's ``create_transform``.
+
+    Returns:
+        ``input_size``, ``crop_pct``, ``crop_mode``, ``interpolation``, ``mean``, ``std``.
+
+    Raises:
+        UnknownNameError, DataError: as `make_transform`.
+    """
+    options = dict(config)
+    preset = PRESETS[_preset(options)]
+    try:
+        bound = inspect.signature(preset).bind(False, **options)
+    except TypeError as error:
+        raise DataError(f"transform {config.get('type')!r}: {error}") from None
+    bound.apply_defaults()
+    given = bound.arguments
+    return {
+        "input_size": given["size"],
+        "crop_pct": given.get("crop_pct", 1.0),
+        "crop_mode": given.get("crop_mode", "squash"),  # those for small images resize to a square
+        "interpolation": given.get("interpolation", "bicubic"),
+        "mean": tuple(given["mean"]),
+        "std": tuple(given["std"]),
+    }
+
+
+def _preset(options: dict[str, Any]) -> str:
+    """Take ``type`` out of a transform's config."""
+    name = str(options.pop("type", ""))
+    if name not in PRESETS:
+        raise unknown_name("transform", name, PRESETS)
+    return name
+
+
 def make_transform(config: Mapping[str, Any], train: bool) -> Transform:
     """Build a transform from a config such as ``dict(type='imagenet', size=224)``.
 
@@ -109,9 +139,7 @@ def make_transform(config: Mapping[str, Any], train: bool) -> Transform:
         UnknownNameError, DataError: unknown type or argument.
     """
     options = dict(config)
-    name = str(options.pop("type", ""))
-    if name not in PRESETS:
-        raise unknown_name("transform", name, PRESETS)
+    name = _preset(options)
     try:
         return PRESETS[name](train, **options)
     except TypeError as error:

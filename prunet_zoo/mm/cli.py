@@ -121,7 +121,7 @@ def run_tool(
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
         raise Interrupted(number, stopped)
 
-    signal.signal(signal.SIGTERM, terminate)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         status = main(argv) or 0
     except Interrupted as stop:
@@ -138,6 +138,8 @@ def run_tool(
             message += f" Then run:\n    {again}"
         print(f"error: {message}", file=sys.stderr)
         status = USER_ERROR
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.stdout.flush()
     sys.exit(status)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,8 +19,8 @@ from torch import nn
 
 from prunet_zoo.data.digits import CLASSES as DIGITS
 from prunet_zoo.data.imagefolder import find_images, list_classes
-from prunet_zoo.data.transforms import PRESETS
-from prunet_zoo.errors import CheckpointError, DataError, unknown_name
+from prunet_zoo.data.transforms import evaluation
+from prunet_zoo.errors import CheckpointError, PrunetError
 from prunet_zoo.mm.backbone import plain
 from prunet_zoo.mm.classifier import load_pretrained
 from prunet_zoo.mm.cli import ConfigError, load_config
@@ -27,9 +28,20 @@ from prunet_zoo.mm.publish_config import parse_config
 from prunet_zoo.mm.training import is_detection, load_strictly, set_arch
 from prunet_zoo.models import create_model, read_weights_spec
 from prunet_zoo.models.backbone import resolve_arch
+from prunet_zoo.models.weights import load_torch
+from prunet_zoo.spec import parse
 from prunet_zoo.zoo.images import read_rgb
 from prunet_zoo.zoo.index import IMAGENET, Preprocess, find_model
-from prunet_zoo.zoo.predict import SCHEME, Classifier, PredictError, choose_device, class_names, get_weights, read_meta
+from prunet_zoo.zoo.predict import (
+    SCHEME,
+    Classifier,
+    PredictError,
+    choose_device,
+    class_names,
+    get_weights,
+    read_meta,
+    told,
+)
 
 
 class Box(NamedTuple):
@@ -201,36 +213,22 @@ def load_config_model(
         spec = spec.replace(num_classes=cfg.model.num_classes)
     net = create_model(spec)
     load_pretrained(net, path, strict_head=True)
-    return Classifier(net, preprocess_of(cfg), classifier_classes(cfg, meta, net.num_classes), Path(where).stem, device)
+    own = told(path).preprocess if path.suffix == ".safetensors" else None  # comes first, as in tools/test.py
+    classes = classifier_classes(cfg, meta, net.num_classes)
+    return Classifier(net, own or preprocess_of(cfg), classes, Path(where).stem, device)
 
 
 def preprocess_of(cfg: Config) -> Preprocess:
     """What the transform of a classifier's test data does, as data.
 
     Raises:
-        ConfigError: the config has no test data, or with a transform that is none of ours.
+        ConfigError: the config has no test data, or without a transform.
+        UnknownNameError, DataError, SpecError: the transform is none of ours, or does what cannot be told.
     """
     transform = _test_dataset(cfg).get("transform")
     if not isinstance(transform, Mapping) or "type" not in transform:
         raise ConfigError(f"{cfg.filename or 'the config'} has no transform in test_dataloader.dataset")
-    options = {key: value for key, value in transform.items() if key != "type"}
-    name = str(transform["type"])
-    if name not in PRESETS:
-        raise unknown_name("transform", name, PRESETS)
-    try:
-        bound = inspect.signature(PRESETS[name]).bind(False, **options)
-    except TypeError as error:
-        raise DataError(f"transform {name!r}: {error}") from None
-    bound.apply_defaults()
-    given = bound.arguments
-    return Preprocess(
-        input_size=given["size"],
-        crop_pct=given.get("crop_pct", 1.0),
-        crop_mode=given.get("crop_mode", "squash"),  # those for small images resize to a square
-        interpolation=given.get("interpolation", "bicubic"),
-        mean=tuple(given["mean"]),
-        std=tuple(given["std"]),
-    )
+    return parse(Preprocess, evaluation(transform), "preprocess")
 
 
 def classifier_meta(cfg: Config, dataset: Any) -> dict[str, Any]:
@@ -244,9 +242,10 @@ def classifier_meta(cfg: Config, dataset: Any) -> dict[str, Any]:
     classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
     if classes:
         meta["classes"] = list(classes)
-    transform = _test_dataset(cfg).get("transform") if cfg.get("val_dataloader") else None
-    if isinstance(transform, Mapping) and transform.get("type") in PRESETS:
+    try:
         meta["preprocess"] = preprocess_of(cfg).model_dump(mode="json")
+    except PrunetError as error:  # it trains all the same; only the weights file tells less
+        print_log(f"the weights file does not tell how images are prepared: {error}", "current", logging.WARNING)
     return meta
 
 
@@ -258,10 +257,7 @@ def checkpoint_meta(path: str | Path) -> dict[str, Any]:
     """
     if str(path).endswith(".safetensors"):
         return read_meta(path)
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file provokes
-        raise CheckpointError(f"weights file {path} cannot be read: {str(error).splitlines()[0]}") from None
+    data = load_torch(path)
     meta = data.get("meta") if isinstance(data, Mapping) else None
     found = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
     return {str(key).lower(): value for key, value in found.items()} if isinstance(found, Mapping) else {}

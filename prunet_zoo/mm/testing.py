@@ -5,30 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from mmengine.config import Config
 
 from prunet_zoo.data.imagefolder import IMAGENET, find_images, list_classes, wordnet_ids
-from prunet_zoo.data.transforms import imagenet_defaults
-from prunet_zoo.errors import CheckpointError, SpecError
+from prunet_zoo.data.transforms import evaluation
 from prunet_zoo.mm.backbone import read_state
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.own_images import image_folders
 from prunet_zoo.mm.scheme import SCHEME, is_zoo, zoo_spec
 from prunet_zoo.mm.training import is_detection, set_arch
-from prunet_zoo.spec import NetSpec, parse
 from prunet_zoo.zoo.home import shared_folder
-from prunet_zoo.zoo.index import ModelEntry, Preprocess, find_model, load_index
-
-
-class Known(NamedTuple):
-    """What a checkpoint tells of its network; None: it does not."""
-
-    spec: NetSpec | None = None
-    classes: str | tuple[str, ...] | None = None
-    preprocess: Preprocess | None = None
+from prunet_zoo.zoo.index import Preprocess, find_model, load_index
+from prunet_zoo.zoo.predict import Told, told
 
 
 def find_config(config: str, checkpoint: str | None) -> tuple[str, str]:
@@ -49,7 +40,7 @@ def find_config(config: str, checkpoint: str | None) -> tuple[str, str]:
     return str(path), SCHEME + entry.name if checkpoint is None else checkpoint
 
 
-def look_into(checkpoint: str) -> Known:
+def look_into(checkpoint: str) -> Told:
     """What a checkpoint of the zoo, or a ``.safetensors`` file, tells of its network; a run's ``.pth`` tells nothing.
 
     Raises:
@@ -57,24 +48,10 @@ def look_into(checkpoint: str) -> Known:
     """
     if is_zoo(checkpoint):
         entry = find_model(checkpoint)
-        return Known(zoo_spec(checkpoint), entry.classes, entry.preprocess)
-    if not checkpoint.endswith(".safetensors"):
-        return Known()
-    from prunet_zoo.zoo.predict import read_meta
-
-    meta = read_meta(checkpoint)
-    name = meta.get("name")
-    entry_or_none: ModelEntry | None = load_index().get(name) if isinstance(name, str) else None  # tools/convert.py's
-    try:
-        spec = parse(NetSpec, meta["spec"], "spec") if "spec" in meta else None
-        given = meta.get("preprocess")
-        preprocess = None if given is None else parse(Preprocess, given, "preprocess")
-    except SpecError as error:
-        raise CheckpointError(f"weights file {checkpoint}: {error}") from None
-    classes = meta.get("classes")
-    if entry_or_none is not None and spec is not None and entry_or_none.arch is not None and spec.num_classes == 1000:
-        preprocess, classes = preprocess or entry_or_none.preprocess, classes or entry_or_none.classes
-    return Known(spec, tuple(classes) if isinstance(classes, list) else classes, preprocess)
+        return Told(zoo_spec(checkpoint), entry.classes, entry.preprocess, entry.name)
+    if checkpoint.endswith(".safetensors"):
+        return told(checkpoint)
+    return Told(None, None, None, Path(checkpoint).stem)
 
 
 def prepare_test(cfg: Config, checkpoint: str, arch: str | None = None, data_root: str | None = None) -> None:
@@ -104,7 +81,7 @@ def prepare_test(cfg: Config, checkpoint: str, arch: str | None = None, data_roo
     _set_images(cfg, known, data_root)
 
 
-def _count_classes(known: Known, checkpoint: str) -> int | None:
+def _count_classes(known: Told, checkpoint: str) -> int | None:
     """Number of the checkpoint's classes; None where it has no head (loading it says so)."""
     if known.spec is not None:
         return known.spec.num_classes
@@ -112,7 +89,7 @@ def _count_classes(known: Known, checkpoint: str) -> int | None:
     return int(heads[0].shape[0]) if heads else None
 
 
-def _set_images(cfg: Config, known: Known, data_root: str | None) -> None:
+def _set_images(cfg: Config, known: Told, data_root: str | None) -> None:
     """Let the test read ``data_root`` with the network's own preprocessing and labels, as far as they are known."""
     loader = cfg.test_dataloader
     datasets = list(image_folders(loader))
@@ -150,14 +127,6 @@ def own_transform(preprocess: Preprocess) -> dict[str, Any]:
     return {"type": "imagenet", "size": fields.pop("input_size"), **fields}
 
 
-def describe_transform(transform: Mapping[str, Any]) -> dict[str, Any]:
-    """What a transform's config does in a test, defaults included."""
-    if transform.get("type") != "imagenet":
-        return dict(transform)
-    fields = {**imagenet_defaults(), **transform}
-    return {key: fields[key] for key in ("size", "crop_pct", "crop_mode", "interpolation", "mean", "std")}
-
-
 def fit_loader(loader: dict[str, Any]) -> None:
     """Let a test's dataloader suit this machine: no more workers than cores, none of which outlives the only pass, no
     pinned memory without a GPU. The result does not depend on these."""
@@ -177,4 +146,4 @@ def available_cores() -> int:
 def preprocessing(cfg: Config) -> dict[str, Any] | None:
     """What the test does to an image before the network; None where it reads no images from folders."""
     found = next(image_folders(cfg.test_dataloader), None)
-    return None if found is None else describe_transform(found.get("transform", {"type": "imagenet"}))
+    return None if found is None else evaluation(found.get("transform", {"type": "imagenet"}))

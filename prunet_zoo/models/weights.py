@@ -43,18 +43,13 @@ def load_state(path: str | Path) -> dict[str, torch.Tensor]:
         CheckpointError: missing, truncated, or a pickle with anything but tensors and plain records.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"weights file {path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
             with safe_open(str(path), framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"weights file {path} is damaged or truncated: {error}") from None
-    except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"weights file {path} is not a plain tensor checkpoint: {reason}") from None
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"weights file {path} is damaged or truncated: {error}") from None
+    data = load_torch(path)
     for key in ("state_dict_ema", "state_dict", "model"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]
@@ -62,6 +57,24 @@ def load_state(path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(data, dict) or not all(isinstance(v, torch.Tensor) for v in data.values()):
         raise CheckpointError(f"weights file {path} holds no state dict")
     return dict(data)
+
+
+def load_torch(path: str | Path) -> Any:
+    """What `torch.save` wrote, on the CPU (``weights_only``, never code).
+
+    Raises:
+        CheckpointError: missing, truncated, or a pickle with anything but tensors and plain records.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"weights file {path} does not exist")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"weights file {path} is damaged or truncated: {reason}") from None
+    except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"weights file {path} is not a plain tensor checkpoint: {reason}") from None
 
 
 def read_weights_spec(path: str | Path) -> NetSpec:

@@ -7,6 +7,7 @@ import mmap
 import re
 import tarfile
 import tempfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from prunet_zoo.errors import CheckpointError
 from prunet_zoo.zoo.archive import MAX_BYTES, check_torch_zip, find_member, is_torch_zip, open_zip, unpack
 from prunet_zoo.zoo.fetch import sha256_of
 
+_LOADING = threading.Lock()
 KEYS = ("state_dict_ema", "state_dict", "model")  # of a training checkpoint, averaged weights first
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save wrote before its zip format
@@ -213,18 +215,22 @@ def _reason(error: Exception) -> str:
 @contextmanager
 def _allowed_classes() -> Iterator[None]:
     """Let torch's ``weights_only`` loader accept, in this scope, what training checkpoints hold besides tensors: the
-    arguments of timm's training script (`argparse.Namespace`, plain attributes) and numpy's numbers; nothing else."""
+    arguments of timm's training script (`argparse.Namespace`, plain attributes) and numpy's numbers; nothing else.
+
+    torch keeps one list for the process: threads take turns, and a foreign `torch.load` meanwhile sees the short list.
+    """
     serialization: Any = torch.serialization
-    before = list(serialization.get_safe_globals())
-    # not torch's own context manager: torch 2.4 has none; with it, what others allowed (MMEngine's classes) would be
-    # allowed here too, and what both of us allow would be forbidden afterwards
-    serialization.clear_safe_globals()
-    serialization.add_safe_globals([argparse.Namespace, *_numpy_numbers()])
-    try:
-        yield
-    finally:
+    with _LOADING:
+        before = list(serialization.get_safe_globals())
+        # not torch's own context manager: torch 2.4 has none; with it, what others allowed (MMEngine's classes) would
+        # be allowed here too, and what both of us allow would be forbidden afterwards
         serialization.clear_safe_globals()
-        serialization.add_safe_globals(before)
+        serialization.add_safe_globals([argparse.Namespace, *_numpy_numbers()])
+        try:
+            yield
+        finally:
+            serialization.clear_safe_globals()
+            serialization.add_safe_globals(before)
 
 
 def _numpy_numbers() -> list[Any]:

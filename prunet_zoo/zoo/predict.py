@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 
 from prunet_zoo.errors import CheckpointError, PrunetError, SpecError
 from prunet_zoo.models import PruNetClassifier, create_model, load_weights
-from prunet_zoo.spec import parse
+from prunet_zoo.spec import NetSpec, parse
 from prunet_zoo.zoo.images import read_rgb
-from prunet_zoo.zoo.index import IMAGENET, ModelEntry, Preprocess, find_model
+from prunet_zoo.zoo.index import IMAGENET, Preprocess, find_model
 
 SCHEME = "prunet://"
 
@@ -129,34 +129,44 @@ def load_classifier(
 
 
 def _from_file(path: Path, device: str | None) -> Classifier:
-    meta = read_meta(path)
-    if meta.get("task", "classification") != "classification":
+    if read_meta(path).get("task", "classification") != "classification":
         raise PredictError(f"{path} is a detector, not a classifier; use prunet_zoo.mm.predict.load_detector")
-    net = create_model(path)
-    entry = _entry_of(meta)
-    classes, data = meta.get("classes"), meta.get("preprocess")
-    if classes is None and entry is not None and net.num_classes == 1000:
-        classes = entry.classes
-    if data is None and entry is not None and entry.preprocess is not None:
-        data = entry.preprocess.to_dict()
-    if classes is None or data is None:
+    net, (_, classes, preprocess, name) = create_model(path), told(path)
+    if classes is None or preprocess is None:
+        lacks = "its preprocessing" if preprocess is None else "the names of its classes"
         raise PredictError(
-            f"{path} does not tell {'its preprocessing' if data is None else 'the names of its classes'}; give its "
-            f"config: --model CONFIG --weights {path}, or let tools/publish.py make a file that does"
+            f"{path} does not tell {lacks}; give its config: --model CONFIG --weights {path}, or let tools/publish.py "
+            "make a file that does"
         )
+    return Classifier(net, preprocess, class_names(classes), name, device)
+
+
+class Told(NamedTuple):
+    """What a weights file tells of its network; None: it does not."""
+
+    spec: NetSpec | None
+    classes: str | tuple[str, ...] | None
+    preprocess: Preprocess | None
+    name: str
+
+
+def told(path: str | Path) -> Told:
+    """What a ``.safetensors`` file tells of its network.
+
+    Raises:
+        CheckpointError: missing, damaged, or what it tells is malformed.
+    """
+    meta = read_meta(path)
+    spec, preprocess, classes = meta.get("spec"), meta.get("preprocess"), meta.get("classes")
     try:
-        preprocess = parse(Preprocess, data, "preprocess")
+        return Told(
+            None if spec is None else parse(NetSpec, spec, "spec"),
+            tuple(classes) if isinstance(classes, list) else classes,
+            None if preprocess is None else parse(Preprocess, preprocess, "preprocess"),
+            str(meta.get("name", Path(path).stem)),
+        )
     except SpecError as error:
         raise CheckpointError(f"weights file {path}: {error}") from None
-    return Classifier(net, preprocess, class_names(classes), str(meta.get("name", path.stem)), device)
-
-
-def _entry_of(meta: dict[str, Any]) -> ModelEntry | None:
-    """The index entry of a converted file, which tells its name but not what the index knows of it."""
-    try:
-        return find_model(str(meta.get("name", "")))
-    except PrunetError:
-        return None  # a file of the user's own
 
 
 def get_weights(weights: str | Path, progress: bool = True) -> Path:

@@ -19,10 +19,10 @@ from safetensors import safe_open
 from prunet_zoo.data.samples import write_samples
 from prunet_zoo.data.scenes import SceneParams, make_scene
 from prunet_zoo.data.transforms import make_transform
-from prunet_zoo.errors import CheckpointError, DataError, PrunetError
+from prunet_zoo.errors import CheckpointError, DataError, PrunetError, SpecError
 from prunet_zoo.mm.cli import ConfigError, load_config
 from prunet_zoo.mm.draw_boxes import class_colour, draw_boxes, encode, picture_paths
-from prunet_zoo.mm.predict import Box, Detector, load_config_model, load_detector, preprocess_of
+from prunet_zoo.mm.predict import Box, Detector, classifier_meta, load_config_model, load_detector, preprocess_of
 from prunet_zoo.mm.publish_config import parse_config, write_config
 from prunet_zoo.models import load_state, read_weights_spec, save_weights
 from prunet_zoo.zoo.home import shared_folder
@@ -289,9 +289,23 @@ def test_configs_that_cannot_be_predicted_with(tmp_path: Path) -> None:
         load_config_model(Config({"model": {"type": "ResNet"}}), CLASSIFIER)
     with pytest.raises(ConfigError, match="no test_dataloader"):
         load_config_model(Config({"model": {"type": "PruNetClassifier", "arch": "prunet_p0"}}), CLASSIFIER)
-    (tmp_path / "bad.pth").write_bytes(b"no checkpoint")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load_config_model(DIGITS, tmp_path / "bad.pth")
+    for content in (b"no checkpoint", b"", b"\x80\x02"):
+        (tmp_path / "bad.pth").write_bytes(content)
+        with pytest.raises(
+            CheckpointError, match=r"bad\.pth is (damaged or truncated|not a plain tensor checkpoint): \w"
+        ):
+            load_config_model(DIGITS, tmp_path / "bad.pth")
+
+
+def test_a_files_own_preprocessing_comes_before_the_configs(tmp_path: Path) -> None:
+    own = find_model("digits_classifier").preprocess
+    assert own is not None
+    own = own.model_copy(update={"input_size": 40})
+    state, spec = load_state(CLASSIFIER), read_weights_spec(CLASSIFIER)
+    save_weights(tmp_path / "told.safetensors", state, spec, preprocess=own.to_dict())
+    save_weights(tmp_path / "plain.safetensors", state, spec)
+    sizes = [load_config_model(DIGITS, tmp_path / f"{name}.safetensors") for name in ("told", "plain")]
+    assert [model.preprocess.input_size for model in sizes if isinstance(model, Classifier)] == [40, 32]
 
 
 TRANSFORMS = st.one_of(
@@ -328,6 +342,10 @@ def test_transforms_that_are_not_known() -> None:
         preprocess_of(of({"type": "digits", "sice": 3}))
     with pytest.raises(ConfigError, match="no transform"):
         preprocess_of(of(None))
+    unusual = of({"type": "imagenet", "interpolation": "lanczos"})  # timm can, but the index has no name for it
+    with pytest.raises(SpecError, match=r"preprocess.*interpolation.*lanczos"):
+        preprocess_of(unusual)
+    assert classifier_meta(unusual, None) == {}  # a run goes on, its weights file tells less
 
 
 # ---- pictures

@@ -185,7 +185,7 @@ def test_a_name_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     record = ends(folder, capsys, "prunet_p0", "--data-root", tmp_path / "images", workers=None)
     assert record["images"] == 12 and record["labelled_by"] == "WordNet ids" and record["input_size"] == 224
     own = record["preprocess"]
-    assert (own["size"], own["crop_pct"], own["interpolation"]) == (224, 0.875, "bicubic")
+    assert (own["input_size"], own["crop_pct"], own["interpolation"]) == (224, 0.875, "bicubic")
     assert own["mean"] == [0.485, 0.456, 0.406] and own["std"] == [0.229, 0.224, 0.225]
     assert record["checkpoint"] == "prunet://prunet_p0" and record["data_root"] == str(tmp_path / "images")
     assert record["arch"]["hash"] == net.spec.hash
@@ -227,21 +227,17 @@ def test_layouts(images: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[s
     root.mkdir()
     images.root.rename(root / layout if layout != "." else tmp_path / "layout" / ".." / "moved")
     root = root if layout != "." else tmp_path / "moved"
-    assert ends(images, capsys, "small", "--data-root", root)["preprocess"]["size"] == 40
+    assert ends(images, capsys, "small", "--data-root", root)["preprocess"]["input_size"] == 40
 
 
-@pytest.mark.parametrize("checkpoint", ["prunet://small", "converted", "told", "run.pth"])
+@pytest.mark.parametrize("checkpoint", ["prunet://small", "told", "run.pth"])
 def test_config_and_checkpoint(
     images: Folder, small: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: str
 ) -> None:
     """What the checkpoint tells comes before the config; a run's .pth tells nothing, so its config has to."""
     config, weights = CONFIG, Path(f"{checkpoint}.safetensors")
     state = small.state_dict()
-    if checkpoint == "converted":  # by tools/convert.py, which writes the name
-        listed = load_index()["small"].model_copy(update={"arch": "prunet_p0"})
-        load_index()["small"] = listed  # the fixture takes it away again
-        save_weights(weights, state, SMALL, name="small")
-    elif checkpoint == "told":
+    if checkpoint == "told":  # as tools/convert.py and tools/publish.py do
         save_weights(weights, state, SMALL, preprocess=OWN.to_dict(), classes=list(WNIDS))
     elif checkpoint == "run.pth":
         weights = Path(checkpoint)
@@ -255,7 +251,7 @@ def test_config_and_checkpoint(
         )
     record = ends(images, capsys, config, checkpoint if "://" in checkpoint else weights, "--data-root", images.root)
     assert record["params"] == SMALL.params()
-    assert record["preprocess"]["mean"] == list(OWN.mean) and record["preprocess"]["size"] == 40
+    assert record["preprocess"]["mean"] == list(OWN.mean) and record["preprocess"]["input_size"] == 40
 
 
 def test_weights_that_tell_nothing_take_the_configs(
@@ -264,7 +260,9 @@ def test_weights_that_tell_nothing_take_the_configs(
     save_weights("plain.safetensors", small.state_dict(), SMALL)
     configs = Preprocess(input_size=224, crop_pct=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     folder = write_folder(tmp_path / "images", small, configs, 9)  # `small` was made for others; any will do
-    assert ends(folder, capsys, CONFIG, "plain.safetensors", "--data-root", folder.root)["preprocess"]["size"] == 224
+    assert (
+        ends(folder, capsys, CONFIG, "plain.safetensors", "--data-root", folder.root)["preprocess"]["input_size"] == 224
+    )
 
 
 def test_own_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,7 +304,7 @@ def test_options_come_before_what_the_network_tells(images: Folder, capsys: pyte
     options += ["test_dataloader.num_workers=0", "test_dataloader.batch_size=7"]
     assert tool("small", "--data-root", images.root, "--json", "t.json", "--cfg-options", *options) == 0
     record = json.loads(Path("t.json").read_text())
-    assert record["preprocess"]["size"] == record["input_size"] == 56 and record["images"] == images.count
+    assert record["preprocess"]["input_size"] == record["input_size"] == 56 and record["images"] == images.count
     assert "30 images at 56 px (crop 0.8, bilinear)" in capsys.readouterr().out
 
 

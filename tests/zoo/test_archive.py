@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,15 @@ def test_classes_are_allowed_in_no_other_place(tmp_path: Path) -> None:
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
+
+
+def test_threads_take_turns(tmp_path: Path) -> None:
+    """torch has one list of allowed classes for all of them."""
+    path, before = tmp_path / "x.pth", torch.serialization.get_safe_globals()
+    path.write_bytes(saved({"state_dict": STATE, "args": argparse.Namespace(a=1)}))
+    with ThreadPoolExecutor(4) as pool:
+        assert all(is_state(state) for state in pool.map(read_checkpoint, [path] * 200))
+    assert torch.serialization.get_safe_globals() == before
 
 
 def test_numpy_arrays_of_objects_are_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from prunet_zoo.data.samples import write_samples
 from prunet_zoo.errors import CheckpointError, DataError, PrunetError, UnknownNameError
 from prunet_zoo.models import load_state
 from prunet_zoo.spec import NetSpec
+from prunet_zoo.zoo.convert import convert_checkpoint
 from prunet_zoo.zoo.home import shared_folder
 from prunet_zoo.zoo.index import Preprocess, find_model
 from prunet_zoo.zoo.predict import (
@@ -111,10 +112,10 @@ def test_a_named_network_with_weights_of_one_s_own(tmp_path: Path) -> None:
     assert [c.label for c in found] == expected.indices.tolist()
     assert found[0].name == class_names("imagenet-1k")[found[0].label]
     assert classifier.read(image).shape == (3, 320, 320)
-    # a converted file tells its name alone; the index knows the rest
-    converted = tmp_path / "converted.safetensors"
-    save_weights(converted, model.state_dict(), model.spec, name="gpunet_0")
+    # a converted file tells all that the index knows
+    converted = convert_checkpoint(path, "gpunet_0", tmp_path / "converted.safetensors")
     assert load_classifier(converted).predict([image], top=3) == [found]
+    assert load_classifier(converted).name == "gpunet_0"
 
 
 def test_a_name_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
