@@ -1,8 +1,12 @@
-"""How a tool without MMEngine ends: 0; 2 and one line for what a user can mend; 130 or 143 on Ctrl-C or SIGTERM."""
+"""How a tool without MMEngine ends: 0; 2 and one line for what a user can mend; 130 or 143 on Ctrl-C or SIGTERM.
+
+A reader of its output who goes away (``| head``) ends it quietly, with 0.
+"""
 
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import threading
@@ -41,6 +45,7 @@ def run_plain_tool(
 
     is_main = threading.current_thread() is threading.main_thread()  # handlers can be set nowhere else
     before = signal.signal(signal.SIGTERM, terminate) if is_main else None
+    status = 0
     try:
         status = main(argv) or 0
         sys.stdout.flush()
@@ -50,13 +55,23 @@ def run_plain_tool(
     except PrunetError as error:
         print(f"error: {error}", file=sys.stderr)
         status = USER_ERROR
+    except BrokenPipeError:  # `| head`: the reader has seen what it wanted; nothing can be flushed at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in _FULL:
+        message = full_disk(error)
+        if message is None:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        print(f"error: the disk is full{where}; free some space or choose another folder.", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         status = USER_ERROR
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, before)
     sys.exit(status)
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What to tell the user where the disk is full; None: the error is another."""
+    if not isinstance(error, OSError) or error.errno not in _FULL:
+        return None
+    where = f" while writing {error.filename}" if error.filename else ""
+    return f"the disk is full{where}; free some space or choose another folder."

@@ -53,6 +53,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
     return UnknownNameError(f"unknown {kind} {name!r}; {suggestion}{' ' + hint if hint else ''}")
 
 
+def few(names: Iterable[object]) -> str:
+    """The first four names and, where there are more, how many there are in all: "a, b, c, d, … (9)"."""
+    shown = [str(name) for name in names]
+    return ", ".join(shown[:4]) + (f", … ({len(shown)})" if len(shown) > 4 else "")
+
+
 def describe_validation(error: ValidationError, what: str) -> SpecError:
     """Turn pydantic's report into one `SpecError` that names each field, what it got and what it takes."""
     return SpecError(f"{what} is malformed: {describe_fields(error)}")

@@ -1,7 +1,8 @@
-"""Files that are either whole or absent: written under a temporary name, flushed, renamed."""
+"""Files that are either whole or absent: written under a temporary name, flushed, renamed; and their sha256."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -44,6 +45,15 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
             f"cannot write {path} ({len(raw) / 1e6:.1f} MB): {error.strerror or error}. "
             "Nothing was overwritten; free some space or choose another folder."
         ) from error
+
+
+def sha256_of(path: Path) -> str:
+    """64 hex digits of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_json(path: str | Path, data: Any) -> None:

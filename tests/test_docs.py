@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from prunet_zoo import NetSpec
+from prunet_zoo.data.samples import write_samples
+from prunet_zoo.models import PruNetClassifier
+from prunet_zoo.zoo.predict import ScoredClass
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("checkpoints/*.md")])
@@ -51,6 +54,28 @@ def test_the_readmes_library_example_runs() -> None:
     spec = namespace["spec"]
     assert isinstance(spec, NetSpec)
     assert (int(printed[1]), int(printed[2])) == (spec.params(), spec.macs(224))
+
+
+def test_the_zoos_example_of_prediction_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = [b for b in blocks(ROOT / "docs" / "zoo.md", "python") if "load_classifier" in b]
+    monkeypatch.chdir(tmp_path)
+    write_samples()  # as `python -m prunet_zoo.data.samples` does, the page's command for them
+    imports, call = source.strip().rsplit("\n", 1)
+    namespace: dict[str, object] = {}
+    exec(compile(imports, "docs/zoo.md", "exec"), namespace)
+    (found,) = eval(call, namespace)
+    assert len(found) == 3 and all(isinstance(scored, ScoredClass) for scored in found)
+    image = re.search(r"data/samples/digits/(\d)/\d+\.png", call)
+    assert image is not None and found[0].name == image[1]
+
+
+def test_the_example_of_the_checkpoints_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = blocks(ROOT / "checkpoints" / "README.md", "python")
+    monkeypatch.chdir(ROOT)
+    namespace: dict[str, object] = {}
+    exec(compile(source, "checkpoints/README.md", "exec"), namespace)
+    model = namespace["model"]
+    assert isinstance(model, PruNetClassifier) and model.num_classes == 10
 
 
 def test_the_documented_spec_is_one() -> None:

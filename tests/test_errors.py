@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
 
 from prunet_zoo import errors
-from prunet_zoo.errors import PrunetError, SpecError, UnknownNameError, describe_validation, unknown_name
+from prunet_zoo.errors import PrunetError, SpecError, UnknownNameError, describe_validation, few, unknown_name
 
 
 def test_every_error_is_a_prunet_error_and_a_builtin_one() -> None:
@@ -27,6 +27,13 @@ def test_unknown_name_reads_as_a_sentence() -> None:
     assert isinstance(error, KeyError)
     assert str(error) == "unknown arch 'PruNet_P0'; did you mean 'prunet_p0' or 'prunet_p1'? See --list."
     assert str(unknown_name("arch", "xyz", ["b", "a"])) == "unknown arch 'xyz'; known: a, b."
+
+
+@given(st.lists(st.text("ab", max_size=3), max_size=9))
+def test_few_names_are_shown_and_all_are_counted(names: list[str]) -> None:
+    shown = few(iter(names))
+    assert shown.startswith(", ".join(names[:4]))
+    assert shown.removeprefix(", ".join(names[:4])) == (f", … ({len(names)})" if len(names) > 4 else "")
 
 
 @given(st.text(max_size=20), st.lists(st.text(max_size=10), max_size=5))

@@ -20,20 +20,23 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "console": {"errors"},
-    "spec": {*BASE},
+    "jsonfile": {"errors"},
+    "metadata": {"errors"},
+    "spec": {*BASE, "jsonfile"},
     "space": {*BASE, "spec"},
-    "models": {*BASE, "spec"},
+    "models": {*BASE, "spec", "metadata"},
     "supernet": {*BASE, "spec", "space", "models"},
     "latency": {*BASE, "spec", "space", "models"},
     "search": {*BASE, "spec", "space", "models", "supernet"},  # a cost is a callable, never a latency backend
-    "zoo": {*BASE, "spec", "models"},
+    "zoo": {*BASE, "jsonfile", "spec", "metadata", "models"},
     "data": {*BASE},
     "timm_hook": {*BASE, "zoo"},
     "registry": set(),
 }
 ANYTHING = {"__init__", "mm"}
 OPENMMLAB = {"mmengine", "mmcv", "mmdet", "mmpretrain", "mmseg", "mim"}
-LIGHT = {"version", "errors", "files", "spec", "space", "timm_hook"}  # importable without torch
+# importable without torch
+LIGHT = {"version", "errors", "files", "console", "jsonfile", "metadata", "spec", "space", "timm_hook"}
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "cv2"}
 
 

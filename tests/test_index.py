@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +19,7 @@ import yaml
 from prunet_zoo import list_models, load_spec
 from prunet_zoo.errors import DataError, SpecError, UnknownNameError
 from prunet_zoo.zoo import find_model, index, load_index
+from prunet_zoo.zoo.predict import read_meta
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = json.loads((ROOT / "tests/zoo/published.json").read_text(encoding="utf-8"))["networks"]
@@ -45,16 +49,49 @@ def test_a_changed_figure_or_table_is_noticed(
 ) -> None:
     tree = tmp_path / "tree"
     metafiles = [f"configs/{folder}/metafile.yml" for folder in ("classification", "detection")]
-    for name in ("README.md", "model-index.yml", "checkpoints/results.csv", *metafiles):
+    for name in ("README.md", "model-index.yml", "checkpoints/results.csv", *tool.DEMO_PAGES, *metafiles):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tree / name)
     monkeypatch.setattr(tool, "ROOT", tree)
     assert tool.main(["--check"]) == 0
-    readme = tree / "README.md"
-    readme.write_text(readme.read_text().replace("| 80.3 %", "| 80.4 %"))
-    assert tool.main(["--check"]) == 1
-    assert tool.main([]) == 0
-    assert readme.read_text() == (ROOT / "README.md").read_text()
+    for name, old in (("README.md", "| 80.3 %"), *((page, "99.72 %") for page in tool.DEMO_PAGES)):
+        page = tree / name
+        assert page.read_text().count(old) == 1
+        page.write_text(page.read_text().replace(old, old.replace("3 %", "4 %").replace("2 %", "1 %")))
+        assert tool.main(["--check"]) == 1
+        assert tool.main([]) == 0
+        assert page.read_text() == (ROOT / name).read_text()
+    page.write_text(page.read_text().replace(tool.DEMO_END, ""))
+    with pytest.raises(DataError, match=f"{tool.DEMO_PAGES[-1]} lacks the lines"):
+        tool.main(["--check"])
+
+
+@pytest.mark.parametrize("name", ["digits_classifier", "digits_detector"])
+def test_the_figures_of_the_committed_files_are_those_in_the_files(name: str, tool: ModuleType) -> None:
+    meta = read_meta(ROOT / f"checkpoints/{name}.safetensors")
+    own = [row for row in tool.read_results() if row["model"] == name]
+    counted = {row["metric"]: int(row["value"]) for row in own if row["source"] == "computed"}
+    keys = {"parameters": "params", "macs": "macs"}
+    assert counted == {metric: meta[key] for metric, key in keys.items() if key in meta} and "parameters" in counted
+    metrics = {key.removeprefix("coco/"): value for key, value in meta["metrics"].items()}
+    measured = [row for row in own if row["source"] == "measured"]
+    assert measured
+    for row in measured:
+        value = metrics[row["metric"]] * (100 if row["metric"].startswith("bbox") else 1)
+        assert float(row["value"]) == pytest.approx(value, abs=0.005), row["metric"]
+        assert (row["device"], row["date"]) == (meta["device"], meta["date"][:10])
+        assert row["command"] == " && ".join(meta["command"])
+        assert row["reference"].startswith(f"{meta['images']} ")
+
+
+@pytest.mark.parametrize("name", ["digits_classifier", "digits_detector"])
+def test_the_commands_of_computed_figures_print_them(name: str, tool: ModuleType) -> None:
+    own = [row for row in tool.read_results() if row["model"] == name and row["source"] == "computed"]
+    for command in {row["command"] for row in own}:
+        python, option, source = shlex.split(command)
+        assert (python, option) == ("python", "-c")
+        done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [row["value"] for row in own if row["command"] == command]
 
 
 @pytest.mark.parametrize("name", NAMES)

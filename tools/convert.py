@@ -1,4 +1,4 @@
-"""Convert a published checkpoint to ours: python tools/convert.py SRC --arch NAME --out OUT [--force]"""
+"""Convert a published checkpoint to ours: python tools/convert.py SRC --arch NAME --out OUT [--licence L]"""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from prunet_zoo.errors import CheckpointError
 EPILOG = """example:
   python tools/convert.py gpunet_p0_pyt_ckpt_21.12.0_amp.zip --arch prunet_p0 --out prunet_p0.safetensors
 
-Every tensor is consumed and every shape checked; code in a checkpoint is never run. The result carries its spec,
-licence and origin, and is taken wherever weights are: create_model("prunet_p0.safetensors"), arch=..., --weights ...
+Every tensor is consumed and every shape checked; code in a checkpoint is never run. The result carries its spec and
+is taken wherever weights are: create_model("prunet_p0.safetensors"), arch=..., --weights ...
+
+The published zip, under its published name, passes its licence and origin on. Any other file is taken for weights of
+your own: give their --licence and --origin, else the result has no licence and says which file it was converted from.
 """
 
 
@@ -28,17 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("source", metavar="SRC", help=kinds)
     parser.add_argument("--arch", required=True, metavar="NAME", help="the network, such as prunet_p0 or gpunet_d1")
     parser.add_argument("--out", required=True, metavar="OUT", help="the file to write, ending in .safetensors")
+    parser.add_argument("--licence", help="licence of weights that are not the published ones, such as Apache-2.0")
+    parser.add_argument("--origin", help="where such weights are from, in words")
     parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
     args = parser.parse_args(argv)
     out = Path(args.out)
     if out.exists() and not args.force:
         raise CheckpointError(f"{out} exists already; give another --out, or --force to overwrite it")
 
+    from prunet_zoo.files import sha256_of
     from prunet_zoo.models import load_state
     from prunet_zoo.zoo.convert import convert_checkpoint
-    from prunet_zoo.zoo.fetch import sha256_of
 
-    convert_checkpoint(args.source, args.arch, out)
+    convert_checkpoint(args.source, args.arch, out, licence=args.licence, origin=args.origin)
     state = load_state(out)
     parameters = sum(v.numel() for k, v in state.items() if not k.endswith(("mean", "var", "num_batches_tracked")))
     print(

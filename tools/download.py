@@ -1,7 +1,8 @@
 """Bring the zoo's weights into the weights folder, converted: python tools/download.py NAME… | --all | --list
 
 The folder is $PRUNET_HOME, else checkpoints/ of the checkout. $PRUNET_MIRROR may name mirrors (http://, https:// or
-file:// bases, or folders, with blanks or commas between), which are asked before the published addresses.
+file:// bases, or folders, with blanks or commas between; a folder with a blank in its name as file:///with%20blank),
+which are asked before the published addresses.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="models of the zoo; --list shows them")
     parser.add_argument("--all", action="store_true", help="all models; goes on with the others when one fails")
     parser.add_argument("--list", action="store_true", help="show all models and what is here of them")
-    parser.add_argument("--force", action="store_true", help="download again and replace what is here")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="download again (an unfinished download is gone on with) and replace what is here",
+    )
     parser.add_argument(
         "--keep-archive",
         action="store_true",
@@ -67,7 +72,9 @@ def show_list(as_json: bool) -> int:
         table.add_row(record["name"], record["task"], record["state"], file, size, known, record["licence"], address)
     if not console.is_terminal:
         console.width = 400  # one line a model for grep
-    console.print(table)
+    with console.capture() as text:  # printed by us: rich itself would end the process when the reader has gone
+        console.print(table)
+    print(text.get(), end="")
     print(f"weights folder: {weights_home()}")
     return 0
 

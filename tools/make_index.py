@@ -1,4 +1,4 @@
-"""Make what lists the zoo from its records: README's table, OpenMMLab's metafiles and model-index.yml.
+"""Make what lists the zoo from its records: the documents' tables, OpenMMLab's metafiles and model-index.yml.
 
 python tools/make_index.py             # write them from the zoo's index, the specs and checkpoints/results.csv
 python tools/make_index.py --check     # say what does not agree, and write nothing
@@ -23,6 +23,7 @@ from prunet_zoo.files import write_atomic
 from prunet_zoo.models.backbone import resolve_arch
 from prunet_zoo.spec import NetSpec
 from prunet_zoo.zoo import ModelEntry, load_index
+from prunet_zoo.zoo.index import COLLECTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "checkpoints" / "results.csv"
@@ -33,28 +34,18 @@ FIELDS = [
 SOURCES = ("published", "computed", "measured")
 BEGIN, END = "<!-- zoo table: made by tools/make_index.py -->", "<!-- end of the zoo table -->"
 CPU_LATENCY = "latency onnxruntime 1 thread"
+DEMO_BEGIN, DEMO_END = "<!-- demo table: made by tools/make_index.py -->", "<!-- end of the demo table -->"
+DEMO_PAGES = ("docs/zoo.md", "checkpoints/README.md")
 ACCURACY = {
     "top1": "Top 1 Accuracy",
     "bbox_mAP": "box AP",
     "bbox_mAP_50": "box AP50",
 }  # metric → its name in a metafile
-CODE = "https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Classification/GPUNet"
-COLLECTIONS: dict[str, dict[str, Any]] = {
-    "PruNet": {
-        "Paper": {
-            "Title": "Tiered Pruning for Efficient Differentiable Inference-Aware Neural Architecture Search",
-            "URL": "https://arxiv.org/abs/2209.11785",
-        },
-        "Architecture": ["Convolution", "Inverted Residual", "Batch Normalization"],
-    },
-    "GPUNet": {
-        "Paper": {
-            "Title": "GPUNet: Searching the Deployable Convolution Neural Networks for GPUs",
-            "URL": "https://arxiv.org/abs/2205.00841",
-        },
-        "Architecture": ["Convolution", "Inverted Residual", "Fused Inverted Residual", "Squeeze and Excitation"],
-    },
-}
+DEMO_METRICS = {"top1": "top-1", "bbox_mAP": "box mAP", "bbox_mAP_50": "mAP50"}
+LAYERS = {
+    "PruNet": ["Convolution", "Inverted Residual", "Batch Normalization"],
+    "GPUNet": ["Convolution", "Inverted Residual", "Fused Inverted Residual", "Squeeze and Excitation"],
+}  # of a collection
 Row = dict[str, str]
 
 
@@ -144,13 +135,30 @@ def readme_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def with_table(readme: str, table: str) -> str:
-    """README with its table replaced."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise DataError(f"README.md lacks the lines {BEGIN!r} and {END!r} that the table stands between")
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+def demo_table(rows: Sequence[Row]) -> str:
+    """The table of the networks whose weights come with the repository, with what was measured of each."""
+    lines = ["| name | parameters | measured | on | where and when |", "|---|---|---|---|---|"]
+    for entry in load_index().values():
+        if not entry.bundled:
+            continue
+        measured = [row for row in rows if row["model"] == entry.name and row["source"] == "measured"]
+        params = value(rows, entry.name, "parameters")
+        if not measured or params is None:
+            raise DataError(f"{RESULTS.name} needs the parameters of {entry.name!r} and a measured figure")
+        figures = ", ".join(f"{DEMO_METRICS[row['metric']]} {row['value']} {row['unit']}" for row in measured)
+        on = "; ".join(dict.fromkeys(row["reference"] for row in measured))
+        where = "; ".join(dict.fromkeys(f"{row['device']}, {row['date']}" for row in measured))
+        lines.append(f"| `{entry.name}` | {params:,.0f} | {figures} | {on} | {where} |")
+    return "\n".join(lines)
+
+
+def with_table(page: str, text: str, table: str, begin: str = BEGIN, end: str = END) -> str:
+    """The text of a page with the table between two lines replaced."""
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise DataError(f"{page} lacks the lines {begin!r} and {end!r} that the table stands between")
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
 def metafile(folder: str, rows: Sequence[Row]) -> dict[str, Any]:
@@ -165,8 +173,8 @@ def metafile(folder: str, rows: Sequence[Row]) -> dict[str, Any]:
         collections.append(
             {
                 "Name": name,
-                "Metadata": {"Architecture": about["Architecture"]},
-                "Paper": about["Paper"],
+                "Metadata": {"Architecture": LAYERS[name]},
+                "Paper": {"Title": about.title, "URL": about.paper},
                 "README": "docs/zoo.md",
                 "Code": {"URL": code},
             }
@@ -195,7 +203,7 @@ def describe(entry: ModelEntry, rows: Sequence[Row]) -> dict[str, Any]:
     ]
     model: dict[str, Any] = {
         "Name": entry.name,
-        "In Collection": "GPUNet" if entry.name.startswith("gpunet") else "PruNet",
+        "In Collection": entry.collection,
         "Config": f"configs/{entry.config}",
         "Metadata": {
             **({"FLOPs": counted["macs"]} if "macs" in counted else {}),
@@ -207,13 +215,18 @@ def describe(entry: ModelEntry, rows: Sequence[Row]) -> dict[str, Any]:
         "Weights": f"prunet://{entry.name}",
     }
     if entry.weights.url is not None:
-        model["Converted From"] = {"Weights": entry.weights.url, "Code": CODE}
+        model["Converted From"] = {"Weights": entry.weights.url, "Code": COLLECTIONS[entry.collection].code}
     return model
 
 
 def make_files(rows: Sequence[Row]) -> dict[Path, str]:
     """Path → text of everything that is made."""
-    made = {ROOT / "README.md": with_table((ROOT / "README.md").read_text(encoding="utf-8"), readme_table(rows))}
+    tables = {"README.md": (readme_table(rows), BEGIN, END)}
+    tables |= {page: (demo_table(rows), DEMO_BEGIN, DEMO_END) for page in DEMO_PAGES}
+    made = {
+        ROOT / page: with_table(page, (ROOT / page).read_text(encoding="utf-8"), *table)
+        for page, table in tables.items()
+    }
     head = "# Made by tools/make_index.py; change the zoo's index or checkpoints/results.csv instead.\n"
     folders = list(dict.fromkeys(entry.config.partition("/")[0] for entry in load_index().values()))
     for folder in folders:

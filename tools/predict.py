@@ -12,12 +12,14 @@ exit status is then 2.
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +31,7 @@ from rich.text import Text
 
 from prunet_zoo.console import USER_ERROR, run_plain_tool
 from prunet_zoo.files import write_atomic, write_json
-from prunet_zoo.zoo.images import Failure, find_images, read_ahead
+from prunet_zoo.zoo.images import Failure, as_field, as_text, find_images, read_ahead
 from prunet_zoo.zoo.index import find_model
 from prunet_zoo.zoo.predict import Classifier, PredictError, ScoredClass, load_classifier, read_meta
 
@@ -76,21 +78,27 @@ def _share(text: str) -> float:
 def load_model(name: str, weights: str | None, device: str | None) -> Classifier | Detector:
     """The classifier or detector that --model names; MMEngine is imported only where it is needed."""
     if name.endswith(".py"):
-        return _mm("load_config_model", name, weights, device)
+        with _wants_mm():
+            from prunet_zoo.mm.predict import load_config_model
+        return load_config_model(name, weights, device)
     if name.endswith(".safetensors"):
         task = read_meta(name).get("task", "classification")
     elif name.endswith((".pth", ".tar", ".zip", ".json", ".onnx")):
         raise PredictError(f"--model takes a name of the zoo, a config or a .safetensors file, got {name}")
     else:
         task = find_model(name).task
-    return (
-        _mm("load_detector", name, weights, device) if task == "detection" else load_classifier(name, weights, device)
-    )
+    if task == "classification":
+        return load_classifier(name, weights, device)
+    with _wants_mm():
+        from prunet_zoo.mm.predict import load_detector
+    return load_detector(name, weights, device)
 
 
-def _mm(function: str, *arguments: Any) -> Any:
+@contextmanager
+def _wants_mm() -> Iterator[None]:
+    """Around imports that need mmdet and what it needs: says what to install."""
     try:
-        from prunet_zoo.mm import predict
+        yield
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if package == "prunet_zoo":
@@ -98,7 +106,6 @@ def _mm(function: str, *arguments: Any) -> Any:
         raise PredictError(
             f"a detector or a config needs {package}, which is not installed: pip install 'prunet-zoo[mm]'"
         ) from None
-    return getattr(predict, function)(*arguments)
 
 
 class Run:
@@ -132,7 +139,7 @@ class Run:
                     self._batch(good)
                 for failure in failed:
                     self.failed.append(failure)
-                    print(f"error: {failure.error}", file=sys.stderr, flush=True)
+                    print(f"error: {as_field(failure.error)}", file=sys.stderr, flush=True)
                 done = len(self.records) + len(self.failed)
                 bar.update(task, completed=done, rate=f"{done / (time.perf_counter() - start):.1f} images/s")
 
@@ -157,7 +164,7 @@ class Run:
         rows = [(f"{c.score:.4f}", c.name) for c in classes]
         self._print(path, rows, "")
         predictions = [{"label": c.label, "class": c.name, "score": c.score} for c in classes]
-        self.records.append({"path": str(path), "predictions": predictions})
+        self.records.append({"path": as_text(path), "predictions": predictions})
 
     def _show_boxes(self, path: Path, item: DetectorInput, boxes: list[Box]) -> None:
         from prunet_zoo.mm.draw_boxes import draw_boxes, encode
@@ -168,18 +175,18 @@ class Run:
         self._print(path, rows, f"no object with a score of at least {self.score_thr:g}")
         found = [{"label": b.label, "class": b.name, "score": b.score, "box": list(b.box)} for b in boxes]
         size = {"width": item.image.width, "height": item.image.height}
-        self.records.append({"path": str(path), **size, "boxes": found, "picture": str(picture)})
+        self.records.append({"path": as_text(path), **size, "boxes": found, "picture": as_text(picture)})
 
     def _print(self, path: Path, rows: Sequence[tuple[str, ...]], nothing: str) -> None:
         """A table on a terminal; elsewhere a line for each class or box, its fields separated by tabs."""
         if not self.table:
             for row in rows or [("", nothing)]:
-                print("\t".join((str(path), *row)))
+                print("\t".join(as_field(field) for field in (str(path), *row)))
             return
-        self.console.print(Text(str(path), style="bold"))
+        self.console.print(Text(as_field(path), style="bold"))
         grid = Table(box=None, show_header=False, padding=(0, 2))
         for row in rows or [("", nothing)]:
-            grid.add_row(*(Text(field) for field in row))
+            grid.add_row(*(Text(as_field(field)) for field in row))
         self.console.print(grid)
 
 
@@ -197,14 +204,14 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.flush()
     if args.json:
         record = {
-            "model": model.name,
+            "model": as_text(model.name),
             "task": model.task,
             "device": str(model.device),
-            "command": shlex.join(["python", *sys.argv]),
+            "command": as_text(shlex.join(["python", *sys.argv])),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - start, 3),
             "images": work.records,
-            "failed": [{"path": str(failure.path), "error": failure.error} for failure in work.failed],
+            "failed": [{"path": as_text(failure.path), "error": as_text(failure.error)} for failure in work.failed],
         }
         write_json(args.json, record)
     if work.pictures and work.records:
@@ -218,6 +225,8 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status."""
     args = make_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end the run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return run(args)
     except BrokenPipeError:  # the reader of our output (head, less) has enough

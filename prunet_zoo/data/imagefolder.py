@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from prunet_zoo.data.parts import Part, select_part
-from prunet_zoo.errors import DataError
+from prunet_zoo.errors import DataError, few
 
 Split = Literal["train", "val", "test"]
 IMAGENET = "imagenet-1k"
@@ -53,7 +53,7 @@ class ImageFolderData(Dataset[tuple[torch.Tensor, int]]):
         classes: str | Sequence[str] | None = None,
     ) -> None:
         self.root, self.split, self.transform = Path(root), split, transform
-        folder = find_images(self.root, split)
+        folder = find_test_folder(self.root, split)
         if classes is not None:
             self.classes, index, self.labelled_by = match_classes(folder, classes)
         else:
@@ -92,7 +92,7 @@ def find_split(root: str | Path, split: Split) -> Path:
     raise DataError(f"image folder {root} has no {' nor '.join(repr(n) for n in names)}; {_LAYOUT}")
 
 
-def find_images(root: str | Path, split: Split) -> Path:
+def find_test_folder(root: str | Path, split: Split) -> Path:
     """Folder of a split; to test on, ``root`` itself where it holds none of 'train', 'val' and 'test' but classes."""
     root = Path(root)
     splits = any((root / name).is_dir() for name in ("train", "val", "test"))
@@ -153,16 +153,12 @@ def match_classes(folder: Path, classes: str | Sequence[str]) -> tuple[list[str]
         "the network has the 1000 classes of ImageNet-1k: name the folders by their WordNet ids (n01440764, …; some of "
         "them are enough), or give all 1000 in their order"
         if imagenet
-        else f"the network's {len(names)} classes are {_few(names)}"
+        else f"the network's {len(names)} classes are {few(map(repr, names))}"
     )
     raise DataError(
         f"{folder} has {len(here)} class folders, of which {len(unknown)} are no class of the network: "
-        f"{_few(unknown)}; {wanted}"
+        f"{few(map(repr, unknown))}; {wanted}"
     )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -181,7 +177,7 @@ def _check_known(folder: Path, classes: list[str]) -> dict[str, int]:
     unknown = [name for name in here if name not in set(classes)]
     if unknown:
         raise DataError(
-            f"{folder} has {len(unknown)} class folder(s) that train lacks: {_few(unknown)}. "
+            f"{folder} has {len(unknown)} class folder(s) that train lacks: {few(map(repr, unknown))}. "
             f"Add them to {folder.parent / 'train'} or remove them from {folder}."
         )
     index = {name: i for i, name in enumerate(classes)}
@@ -198,6 +194,6 @@ def _list_images(folder: Path, index: dict[str, int]) -> list[tuple[str, int]]:
     empty = [name for name, label in index.items() if label not in filled]
     if empty:
         raise DataError(
-            f"{folder} has {len(empty)} class folder(s) without an image: {_few(empty)}; fill or remove them"
+            f"{folder} has {len(empty)} class folder(s) without an image: {few(map(repr, empty))}; fill or remove them"
         )
     return samples

@@ -13,10 +13,11 @@ from mmengine.model.weight_init import update_init_info
 from mmengine.runner import CheckpointLoader
 
 from prunet_zoo.errors import CheckpointError, PrunetError, SpecError
-from prunet_zoo.mm.scheme import fit_names, is_zoo, local_file
+from prunet_zoo.mm.scheme import fit_names, local_file
 from prunet_zoo.models import PruNetBackbone, load_state, load_weights
 from prunet_zoo.registry import MODELS, register
 from prunet_zoo.spec import NetSpec
+from prunet_zoo.zoo.index import find_model, is_zoo
 
 
 @register(MODELS)
@@ -89,7 +90,15 @@ class PruNet(PruNetBackbone, BaseModule):
         checkpoint, prefix = str(cfg["checkpoint"]), cfg.get("prefix")
         if prefix and not prefix.endswith("."):
             prefix += "."
-        names = load_weights(self, read_state(checkpoint), prefix=prefix, origin=checkpoint)
+        try:
+            names = load_weights(self, read_state(checkpoint), prefix=prefix, origin=checkpoint)
+        except CheckpointError as error:
+            held = find_model(checkpoint).arch if is_zoo(checkpoint) else None
+            if held in (None, self.spec.name):
+                raise
+            raise CheckpointError(
+                f"{checkpoint} holds {held}, the network is {self.spec.name}: change init_cfg.checkpoint too ({error})"
+            ) from None
         print_log(f"PruNet: loaded all {len(names)} tensors of the backbone from {checkpoint}", logger="current")
         if hasattr(self, "_params_init_info"):  # MMEngine's record of where each parameter's value comes from
             update_init_info(self, init_info=f"PruNet: loaded from {checkpoint}")

@@ -11,9 +11,10 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from prunet_zoo.data.scenes import MARKER
-from prunet_zoo.errors import CheckpointError, DataError
+from prunet_zoo.errors import CheckpointError, DataError, few
 from prunet_zoo.mm.hooks import unwrap
-from prunet_zoo.mm.scheme import is_zoo, local_file
+from prunet_zoo.mm.scheme import local_file
+from prunet_zoo.zoo.index import is_zoo
 
 _FETCH = os.path.join("torch", "utils", "data", "_utils", "fetch.py")
 _LOADERS = ("dataloader", "arch_dataloader", "val_dataloader")  # of a loop, the search's too
@@ -94,10 +95,10 @@ def check_classes(runner: Runner, training: bool = True) -> None:
         classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes")
         if classes is not None and len(classes) != have:
             root = getattr(getattr(loader.dataset, "data", None), "root", None)
-            shown = ", ".join(map(str, classes[:4])) + (", …" if len(classes) > 4 else "")
+            data = "the data" if root is None else root
             raise DataError(
-                f"{'the data' if root is None else root} has {len(classes)} classes ({shown}), the model's num_classes "
-                f"is {have}; give --cfg-options model.num_classes={len(classes)} or other data"
+                f"{data} has {len(classes)} classes ({few(classes)}), the model's num_classes is {have}; "
+                f"give --cfg-options model.num_classes={len(classes)} or other data"
             )
 
 

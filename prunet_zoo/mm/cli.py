@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import re
 import signal
@@ -16,13 +15,12 @@ from typing import Any, NoReturn
 import torch
 from mmengine.config import Config, DictAction
 
+from prunet_zoo.console import USER_ERROR, full_disk
 from prunet_zoo.errors import PrunetError
 from prunet_zoo.files import WriteError
 from prunet_zoo.mm.checks import from_data, how_to_restore
 from prunet_zoo.mm.interrupts import Interrupted, resume_command
 
-USER_ERROR = 2
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _AT_ONCE = "stopped at once; what was saved before is whole. {} with:\n    {}"
 
 
@@ -134,7 +132,7 @@ def run_tool(
         message = _for_user(error)
         if message is None:
             raise
-        if isinstance(error, WriteError) or (not isinstance(error, PrunetError) and error.errno in _FULL):
+        if isinstance(error, WriteError) or (not isinstance(error, PrunetError) and full_disk(error)):
             message += f" Then run:\n    {again}"
         print(f"error: {message}", file=sys.stderr)
         status = USER_ERROR
@@ -148,9 +146,8 @@ def _for_user(error: PrunetError | OSError) -> str | None:
     """What to tell the user; None: the error is the program's own."""
     if isinstance(error, PrunetError):
         return one_line(error)
-    if error.errno in _FULL:
-        where = f" while writing {error.filename}" if error.filename else ""
-        return f"the disk is full{where}; free some space or choose another folder."
+    if full := full_disk(error):
+        return full
     if isinstance(error, FileNotFoundError) and from_data(error):
         text = one_line(error)
         path = error.filename or text.partition("'")[2].rpartition("'")[0]  # a worker's error has the text alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from prunet_zoo.errors import DataError
 from prunet_zoo.mm.predict import Box
 
 LEGIBLE = 512  # px; smaller images are enlarged by a whole number, so that the text on them can be read
+_MARGIN = 3  # px around the text of a label
 _KEPT = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 
@@ -34,24 +36,44 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
         x1, y1, x2, y2 = (value * scale for value in box.box)
         corners = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
         draw.rectangle(corners, outline=colour, width=line)
-    for box in reversed(boxes):  # above all boxes, so that no line crosses a text
-        _label(draw, (box.box[0] * scale, box.box[1] * scale), f"{box.name} {box.score:.2f}", box.label, font, size)
+    texts = [f"{box.name} {box.score:.2f}" for box in boxes]
+    around = [draw.textbbox((0, 0), text, font=font) for text in texts]  # left, top, right, bottom
+    sizes = [(math.ceil(a[2] - a[0]) + 2 * _MARGIN, math.ceil(a[3] - a[1]) + 2 * _MARGIN) for a in around]
+    places = place_labels([(box.box[0] * scale, box.box[1] * scale) for box in boxes], sizes, size)
+    for number in reversed(range(len(boxes))):  # above all boxes, so that no line crosses a text
+        (x, y), (width, height), colour = places[number], sizes[number], class_colour(boxes[number].label)
+        draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+        bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+        start = (x + _MARGIN - around[number][0], y + _MARGIN - around[number][1])
+        draw.text(start, texts[number], fill=(0, 0, 0) if bright else (255, 255, 255), font=font)
     return picture
 
 
-def _label(
-    draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, label: int, font: Any, size: tuple[int, int]
-) -> None:
-    """Text on its class's colour above ``corner``, or below it at the upper edge; never outside of the picture."""
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = right - left + 6, bottom - top + 6
-    x = min(max(0.0, corner[0]), max(0.0, size[0] - width))
-    y = corner[1] - height if corner[1] >= height else max(0.0, corner[1])
-    y = min(y, max(0.0, size[1] - height))
-    colour = class_colour(label)
-    draw.rectangle((x, y, x + width, y + height), fill=colour)
-    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
-    draw.text((x + 3 - left, y + 3 - top), text, fill=(0, 0, 0) if bright else (255, 255, 255), font=font)
+def place_labels(
+    corners: Sequence[tuple[float, float]], sizes: Sequence[tuple[int, int]], picture: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Where labels go (upper left, px): above their box's corner, or below it at the picture's upper edge.
+
+    A label whose place an earlier one has moves up or down to the nearest place that is free. Where none is free it
+    stays, under the earlier one. None leaves the picture, if the picture is as large as the label.
+
+    Args:
+        corners: upper left (x, y) of each box, the best first.
+        sizes: (width, height) of each label.
+        picture: (width, height) of the picture.
+    """
+    taken: list[tuple[int, int, int, int]] = []
+    for corner, (width, height) in zip(corners, sizes, strict=True):
+        x = round(min(max(0.0, corner[0]), max(0, picture[0] - width)))
+        lowest = max(0, picture[1] - height)
+        wanted = round(min(corner[1] - height if corner[1] >= height else max(0.0, corner[1]), lowest))
+        beside = [place for place in taken if place[0] < x + width and x < place[2]]
+        # a place that is free and near touches an earlier label, or is the wanted one
+        candidates = [wanted, *(y for place in beside for y in (place[1] - height, place[3]) if 0 <= y <= lowest)]
+        free = [y for y in candidates if all(y >= place[3] or y + height <= place[1] for place in beside)]
+        y = min(free, key=lambda y: abs(y - wanted), default=wanted)
+        taken.append((x, y, x + width, y + height))
+    return [(x, y) for x, y, _, _ in taken]
 
 
 @cache

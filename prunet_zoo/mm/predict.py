@@ -18,22 +18,21 @@ from PIL import Image
 from torch import nn
 
 from prunet_zoo.data.digits import CLASSES as DIGITS
-from prunet_zoo.data.imagefolder import find_images, list_classes
+from prunet_zoo.data.imagefolder import find_test_folder, list_classes
 from prunet_zoo.data.transforms import evaluation
-from prunet_zoo.errors import CheckpointError, PrunetError
+from prunet_zoo.errors import CheckpointError, DataError, PrunetError
 from prunet_zoo.mm.backbone import plain
 from prunet_zoo.mm.classifier import load_pretrained
 from prunet_zoo.mm.cli import ConfigError, load_config
 from prunet_zoo.mm.publish_config import parse_config
-from prunet_zoo.mm.training import is_detection, load_strictly, set_arch
+from prunet_zoo.mm.training import is_detection, load_strictly, register_mmdet, set_arch
 from prunet_zoo.models import create_model, read_weights_spec
 from prunet_zoo.models.backbone import resolve_arch
 from prunet_zoo.models.weights import load_torch
 from prunet_zoo.spec import parse
-from prunet_zoo.zoo.images import read_rgb
-from prunet_zoo.zoo.index import IMAGENET, Preprocess, find_model
+from prunet_zoo.zoo.images import as_text, read_rgb
+from prunet_zoo.zoo.index import IMAGENET, SCHEME, Preprocess, find_model
 from prunet_zoo.zoo.predict import (
-    SCHEME,
     Classifier,
     PredictError,
     choose_device,
@@ -106,12 +105,24 @@ class Detector:
         self._lock = threading.Lock()
 
     def read(self, image: str | Path | Image.Image) -> DetectorInput:
-        """The input of a file or an RGB image; raises `DataError` for a file that is no image."""
+        """The input of a file or an RGB image.
+
+        Raises:
+            DataError: the file is no image, or the test pipeline cannot prepare it (1×3000 px may become 0 px wide).
+        """
         rgb = image if isinstance(image, Image.Image) else read_rgb(image)
-        bgr: NDArray[np.uint8] = np.ascontiguousarray(np.asarray(rgb)[:, :, ::-1])
-        with self._lock:  # a pipeline's steps may hold state
-            packed = self.pipeline({"img": bgr, "img_id": 0})
-        return DetectorInput(rgb, packed["inputs"], packed["data_samples"])
+        try:
+            bgr: NDArray[np.uint8] = np.ascontiguousarray(np.asarray(rgb)[:, :, ::-1])
+            with self._lock:  # a pipeline's steps may hold state
+                packed = self.pipeline({"img": bgr, "img_id": 0})
+            return DetectorInput(rgb, packed["inputs"], packed["data_samples"])
+        except Exception as error:  # a pipeline is any code, and says in its own way what it cannot do
+            which = "the image" if isinstance(image, Image.Image) else f"image {as_text(image)}"
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DataError(
+                f"cannot prepare {which} of {rgb.width}×{rgb.height} px as the test pipeline of {self.name} wants: "
+                f"{reason}"
+            ) from error
 
     def detect(self, inputs: Sequence[DetectorInput], score_thr: float = 0.3) -> list[list[Box]]:
         """The objects of each image whose score is at least ``score_thr``, best first.
@@ -142,16 +153,13 @@ class Detector:
         return sorted(boxes, key=lambda box: -box.score)
 
 
-def load_detector(
-    model: str | Path, weights: str | Path | None = None, device: str | None = None, progress: bool = True
-) -> Detector:
+def load_detector(model: str | Path, weights: str | Path | None = None, device: str | None = None) -> Detector:
     """Load a detector of the zoo, or one that ``tools/publish.py`` has written.
 
     Args:
         model: a name of the zoo, or a ``.safetensors`` file with the config in it.
         weights: another such file for a named model.
         device: where to compute; None takes a GPU when there is one.
-        progress: show the download.
 
     Raises:
         UnknownNameError, CheckpointError, PredictError: with what to do. `DownloadError` where weights cannot be had.
@@ -166,7 +174,7 @@ def load_detector(
         raise PredictError(f"{model} holds weights itself; leave out --weights, or give a name or a config")
     else:
         source = str(model)
-    path = get_weights(source, progress)
+    path = get_weights(source)
     meta = read_meta(path)
     if meta.get("task") != "detection" or not {"config_text", "classes"} <= set(meta):
         raise PredictError(
@@ -181,7 +189,7 @@ def load_detector(
 
 
 def load_config_model(
-    config: str | Path | Config, weights: str | Path | None, device: str | None = None, progress: bool = True
+    config: str | Path | Config, weights: str | Path | None, device: str | None = None
 ) -> Classifier | Detector:
     """Load the classifier or detector that a config describes.
 
@@ -189,7 +197,6 @@ def load_config_model(
         config: of a classifier or a detector.
         weights: a run's ``.pth``, a ``.safetensors`` file, or ``prunet://NAME``; needed.
         device: where to compute; None takes a GPU when there is one.
-        progress: show the download.
 
     Raises:
         ConfigError, CheckpointError, PredictError: with what to do.
@@ -200,7 +207,7 @@ def load_config_model(
         raise PredictError(f"{where} has no weights of its own; give --weights FILE (.pth or .safetensors) as well")
     if "model" not in cfg:
         raise ConfigError(f"{where} has no model")
-    path = get_weights(weights, progress)
+    path = get_weights(weights)
     meta = checkpoint_meta(path)
     if is_detection(cfg):
         if "spec" in meta and "arch" in cfg.model.backbone:
@@ -285,7 +292,9 @@ def classifier_classes(cfg: Config, meta: Mapping[str, Any], count: int) -> tupl
         return class_names(IMAGENET)
     if kind == "ImageFolderDataset" and root.is_dir():
         named = root / "train"  # as the data set does
-        return class_names(list_classes(named if named.is_dir() else find_images(root, dataset.get("split", "val"))))
+        return class_names(
+            list_classes(named if named.is_dir() else find_test_folder(root, dataset.get("split", "val")))
+        )
     raise PredictError(
         f"the names of the {count} classes are not known: the weights do not tell them, and the data of "
         f"{cfg.filename or 'the config'} is not at {root}; let tools/publish.py make a file that tells them"
@@ -299,7 +308,7 @@ def detector_classes(cfg: Config, meta: Mapping[str, Any]) -> tuple[str, ...]:
         classes = {str(key).lower(): value for key, value in known.items()}.get("classes")
         if classes:
             return (classes,) if isinstance(classes, str) and classes != IMAGENET else class_names(classes)
-    set_arch(cfg, None)  # registers mmdet's data sets
+    register_mmdet()
     with DATASETS.switch_scope_and_registry(cfg.get("default_scope") or "mmdet") as registry:
         cls = registry.get(str(dataset.get("type")))
     classes = getattr(cls, "METAINFO", {}).get("classes")

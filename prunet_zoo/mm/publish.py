@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import shlex
 import tempfile
@@ -18,7 +17,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from prunet_zoo.errors import CheckpointError, PrunetError
-from prunet_zoo.files import write_atomic
+from prunet_zoo.files import sha256_of, write_atomic
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.hooks import find_net
 from prunet_zoo.mm.predict import checkpoint_meta, classifier_classes, detector_classes, load_detector, preprocess_of
@@ -95,7 +94,7 @@ def publish(
         (load_detector if detection else load_classifier)(trial, device="cpu")  # raises where the file is not enough
         data = trial.read_bytes()
     write_atomic(out, data)
-    return {**meta, "file": str(out), "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    return {**meta, "file": str(out), "sha256": sha256_of(out), "bytes": len(data)}
 
 
 def _recorded_command(checkpoint: Path) -> list[str]:

@@ -1,9 +1,9 @@
-"""``prunet://NAME``: models of the zoo wherever MMEngine or a tool takes a checkpoint. Importing this registers it.
+"""``prunet://NAME`` and ``FILE.safetensors`` wherever MMEngine takes a checkpoint. Importing this registers them.
 
 A classifier's tensors get ``backbone.`` before their names, as in mmpretrain's checkpoints, so that a detector takes
 them by ``init_cfg=dict(type='Pretrained', checkpoint='prunet://prunet_p0', prefix='backbone.')``; a detector keeps its
 own names. MMEngine loads without being strict, so weights that fit nowhere would be a line in the log and random
-numbers in the network: tensors of the zoo carry where they are from, and where none of them fits it is an error.
+numbers in the network: our tensors carry where they are from, and where none of them fits it is an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+import re
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,15 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mm_checkpoint
 from torch import nn
 
-from prunet_zoo.errors import CheckpointError
-from prunet_zoo.models.weights import load_state, read_weights_spec
+from prunet_zoo.errors import CheckpointError, few
+from prunet_zoo.metadata import read_metadata
+from prunet_zoo.models.weights import advise_published, compare, load_state, read_weights_spec, shapes
 from prunet_zoo.spec import NetSpec, load_spec
-from prunet_zoo.zoo.index import find_model
+from prunet_zoo.zoo.index import SCHEME, find_model, is_zoo
 
-SCHEME = "prunet://"
-_ORIGIN = "_prunet_origin"  # attribute of a tensor: the address it was loaded from
+_ORIGIN = "_prunet_origin"  # attribute of a tensor: the address or file it was loaded from
 _MARK = "_prunet_loud"
-
-
-def is_zoo(source: Any) -> bool:
-    """Whether ``source`` is the address of a model of the zoo."""
-    return isinstance(source, str) and source.startswith(SCHEME)
+_FILE = r"(?!.*://).+\.safetensors$"  # MMEngine takes what it calls a prefix for a regular expression
 
 
 def local_file(source: str | Path) -> str | Path:
@@ -72,24 +69,51 @@ def load_from_prunet(filename: str, map_location: Any = None) -> dict[str, Any]:
     Raises:
         UnknownNameError, DownloadError, CheckpointError: as `local_file`.
     """
+    entry = find_model(filename)
+    about = {"name": entry.name, "licence": entry.weights.licence, "origin": entry.weights.origin}
+    return _load(local_file(filename), filename, map_location, entry.classes, about)
+
+
+@CheckpointLoader.register_scheme(prefixes=_FILE, force=True)
+def load_from_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Load a safetensors file for MMEngine: one of ours, which has its spec inside, as a model of the zoo is loaded;
+    of any other the tensors as they are.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    from prunet_zoo.zoo.predict import read_meta
+
+    path = Path(filename).expanduser()
+    if "spec" not in read_metadata(path):
+        return {"state_dict": _mapped(load_state(path), map_location)}
+    told = read_meta(path)
+    about: dict[str, Any] = {key: told[key] for key in ("name", "licence", "origin") if key in told}
+    return _load(path, filename, map_location, told.get("classes"), about)
+
+
+def _load(
+    path: str | Path, source: str, map_location: Any, classes: str | Sequence[str] | None, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A file of ours as MMEngine wants it; ``source`` is what errors call it."""
     from prunet_zoo.zoo.predict import class_names, read_meta
 
-    entry = find_model(filename)
-    path = local_file(filename)
-    prefix = "backbone." if entry.task == "classification" else ""
-    state = {prefix + name: tensor for name, tensor in _mapped(load_state(path), map_location).items()}
+    state = _mapped(load_state(path), map_location)
+    if any(name.startswith("stages.") for name in state):  # of a classifier or a backbone, not of a detector
+        state = {f"backbone.{name}": tensor for name, tensor in state.items()}
     for tensor in state.values():
-        setattr(tensor, _ORIGIN, filename)
-    origin = {"name": entry.name, "file": str(path), "licence": entry.weights.licence, "origin": entry.weights.origin}
-    classes = class_names(entry.classes)
-    meta: dict[str, Any] = {"dataset_meta": {"classes": classes}, "prunet_zoo": origin}
-    if entry.task == "detection" and "config_text" in (told := read_meta(path)):
-        meta["cfg"] = _inference_config(told["config_text"], classes)
+        setattr(tensor, _ORIGIN, source)
+    meta: dict[str, Any] = {"prunet_zoo": {**about, "file": str(path)}}
+    if classes is not None:
+        names = class_names(classes)
+        meta["dataset_meta"] = {"classes": names}
+        if "config_text" in (told := read_meta(path)):
+            meta["cfg"] = _inference_config(told["config_text"], names)
     return {"state_dict": state, "meta": meta}
 
 
 def _inference_config(text: str, classes: tuple[str, ...]) -> str:
-    """The config in a detector's file with what mmdet's ``DetInferencer(weights='prunet://…')`` wants besides."""
+    """The config in a detector's file with what mmdet's ``DetInferencer(weights=…)`` wants besides."""
     from prunet_zoo.mm.publish_config import parse_config
 
     cfg = parse_config(text)
@@ -114,7 +138,7 @@ def fit_names(state: MutableMapping[str, Any], prefix: str, net: nn.Module, own:
     """Rename the tensors of ``net`` in ``state``, in place, to what the module that holds it calls them.
 
     To be called first thing in ``_load_from_state_dict``, which both torch's and MMEngine's ``load_state_dict`` call.
-    Tensors of the zoo must then be complete and of the right shapes; a head for another number of classes is not taken.
+    Our tensors must then be complete and of the right shapes; a head for another number of classes is not taken.
 
     Args:
         state: the state dict that is being loaded.
@@ -123,7 +147,7 @@ def fit_names(state: MutableMapping[str, Any], prefix: str, net: nn.Module, own:
         own: what the module puts before the network's names.
 
     Raises:
-        CheckpointError: the module is the whole model and nothing in ``state`` is for it; or weights of the zoo are of
+        CheckpointError: the module is the whole model and nothing in ``state`` is for it; or weights of ours are of
             another architecture.
     """
     wanted = net.state_dict()
@@ -137,8 +161,8 @@ def fit_names(state: MutableMapping[str, Any], prefix: str, net: nn.Module, own:
         else:
             if not prefix:
                 raise CheckpointError(
-                    f"nothing in the checkpoint{_of(state)} is for this {type(net).__name__}; it has {_few(state)}, "
-                    f"wanted {_few(wanted)}, also with 'backbone.' or 'net.' before them"
+                    f"nothing in the checkpoint{_of(state)} is for this {type(net).__name__}; it has {few(state)}, "
+                    f"wanted {few(wanted)}, also with 'backbone.' or 'net.' before them{advise_published(state)}"
                 )
             return
     origin = origin_of({name: state[prefix + own + name] for name in wanted if prefix + own + name in state})
@@ -148,8 +172,8 @@ def fit_names(state: MutableMapping[str, Any], prefix: str, net: nn.Module, own:
 
 def _check_whole(state: MutableMapping[str, Any], prefix: str, wanted: Mapping[str, torch.Tensor], origin: str) -> None:
     """Raise unless every wanted tensor is in ``state`` with its shape; put the model's own head where that differs."""
-    missing = [name for name in wanted if prefix + name not in state]
-    wrong = [n for n, tensor in wanted.items() if n not in missing and state[prefix + n].shape != tensor.shape]
+    there = {name: state[prefix + name] for name in wanted if prefix + name in state}
+    missing, _, wrong = compare(shapes(wanted), shapes(there))
     head = [name for name in wrong if name.startswith("classifier.")]
     if missing or len(wrong) > len(head):
         first = next(name for name in [*missing, *wrong] if name not in head)
@@ -165,7 +189,7 @@ def _check_whole(state: MutableMapping[str, Any], prefix: str, wanted: Mapping[s
 
 
 def origin_of(state: Mapping[str, Any]) -> str | None:
-    """The address of the zoo that tensors of ``state`` were loaded from; None for others."""
+    """The address or file of ours that tensors of ``state`` were loaded from; None for others."""
     return next((getattr(t, _ORIGIN) for t in state.values() if hasattr(t, _ORIGIN)), None)
 
 
@@ -174,13 +198,8 @@ def _of(state: Mapping[str, Any]) -> str:
     return "" if origin is None else f" {origin}"
 
 
-def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:3]) + (f", … ({len(names)})" if len(names) > 3 else "")
-
-
 def install() -> None:
-    """Let MMEngine's loading of weights of the zoo fail where none of them fits. Other checkpoints are left alone."""
+    """Let MMEngine's loading of our weights fail where none of them fits. Other checkpoints are left alone."""
     if not hasattr(mm_checkpoint.load_state_dict, _MARK):
         mm_checkpoint.load_state_dict = _loud(mm_checkpoint.load_state_dict)
         mm_checkpoint._load_checkpoint_with_prefix = _named_prefix(mm_checkpoint._load_checkpoint_with_prefix)
@@ -195,8 +214,8 @@ def _loud(load: Callable[..., None]) -> Callable[..., None]:
             own = target.state_dict()
             if not any(name in own and own[name].shape == tensor.shape for name, tensor in state_dict.items()):
                 raise CheckpointError(
-                    f"no tensor of {origin} fits {type(target).__name__}: it has {_few(state_dict)}, the model has "
-                    f"{_few(own)}. Give the model (or its backbone) the type PruNet with the arch of these weights"
+                    f"no tensor of {origin} fits {type(target).__name__}: it has {few(state_dict)}, the model has "
+                    f"{few(own)}. Give the model (or its backbone) the type PruNet with the arch of these weights"
                 )
         load(module, state_dict, *args, **kwargs)
 
@@ -210,9 +229,12 @@ def _named_prefix(load: Callable[..., dict[str, Any]]) -> Callable[..., dict[str
         try:
             return load(prefix, filename, map_location=map_location)
         except AssertionError:  # MMEngine's: nothing begins so
-            if not is_zoo(filename):
+            if not (is_zoo(filename) or re.match(_FILE, filename)):
                 raise
-            begin = sorted({name.partition(".")[0] + "." for name in load_from_prunet(filename)["state_dict"]})
+            state = CheckpointLoader.load_checkpoint(filename, "cpu")["state_dict"]
+            if origin_of(state) is None:  # not ours
+                raise
+            begin = sorted({name.partition(".")[0] + "." for name in state})
             raise CheckpointError(
                 f"no tensor of {filename} begins with the prefix {prefix!r}; they begin with {' or '.join(begin)}"
             ) from None

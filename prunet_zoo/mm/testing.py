@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from prunet_zoo.data.imagefolder import IMAGENET, find_images, list_classes, wordnet_ids
+from prunet_zoo.data.imagefolder import IMAGENET, find_test_folder, list_classes, wordnet_ids
 from prunet_zoo.data.transforms import evaluation
 from prunet_zoo.mm.backbone import read_state
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.own_images import image_folders
-from prunet_zoo.mm.scheme import SCHEME, is_zoo, zoo_spec
+from prunet_zoo.mm.scheme import zoo_spec
 from prunet_zoo.mm.training import is_detection, set_arch
 from prunet_zoo.zoo.home import shared_folder
-from prunet_zoo.zoo.index import Preprocess, find_model, load_index
+from prunet_zoo.zoo.index import SCHEME, Preprocess, find_model, is_zoo, load_index
 from prunet_zoo.zoo.predict import Told, told
 
 
@@ -117,7 +117,7 @@ def _guess_classes(count: int | None, dataset: Mapping[str, Any]) -> str | None:
     """ImageNet, where the network has 1000 classes and every folder is named by a WordNet id of ImageNet-1k."""
     if count != 1000:
         return None
-    names = list_classes(find_images(dataset["data_root"], dataset.get("split", "val")))
+    names = list_classes(find_test_folder(dataset["data_root"], dataset.get("split", "val")))
     return IMAGENET if set(names) <= set(wordnet_ids()) else None
 
 

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from prunet_zoo.data.imagefolder import ImageFolderData
-from prunet_zoo.errors import CheckpointError
+from prunet_zoo.errors import CheckpointError, few
 from prunet_zoo.files import write_json
 from prunet_zoo.mm.backbone import read_state
 from prunet_zoo.mm.channels import follow_spec
@@ -33,11 +33,13 @@ from prunet_zoo.mm.guard import check_work_dir, fingerprint_hash
 from prunet_zoo.mm.hooks import InterruptHook, find_net, unwrap
 from prunet_zoo.mm.lr_scale import scale_schedules
 from prunet_zoo.mm.progress import ProgressHook
-from prunet_zoo.mm.scheme import is_zoo, local_file, zoo_spec
+from prunet_zoo.mm.scheme import local_file, zoo_spec
 from prunet_zoo.models import PruNetBackbone
 from prunet_zoo.models.backbone import resolve_arch
+from prunet_zoo.models.weights import compare, shapes
 from prunet_zoo.spec import NetSpec
 from prunet_zoo.version import __version__
+from prunet_zoo.zoo.index import is_zoo
 
 METRICS = "metrics.json"
 _ROBUST_HOOKS = ("ExactResumeHook", "NonFiniteLossHook", "InterruptHook", "SaveSafetensors", "ProgressHook")
@@ -70,11 +72,12 @@ def set_arch(cfg: Config, arch: str | Path | NetSpec | None) -> None:
         holder.arch = (zoo_spec(str(arch)) if is_zoo(arch) else resolve_arch(arch)).to_dict()
     if is_detection(cfg):
         if cfg.get("default_scope") == "mmdet":
-            _register_mmdet()  # which necks take in_channels is known of registered ones alone
+            register_mmdet()  # which necks take in_channels is known of registered ones alone
         cfg.model = follow_spec(cfg.model, cfg.get("default_scope"))
 
 
-def _register_mmdet() -> None:
+def register_mmdet() -> None:
+    """Put mmdet's modules into its registries; raises `ConfigError` where mmdet cannot be imported."""
     try:
         from mmdet.utils import register_all_modules
     except ImportError as error:
@@ -276,12 +279,9 @@ def load_strictly(model: nn.Module, checkpoint: str | Path) -> None:
         return
     state = read_state(checkpoint)
     own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
+    missing, _, wrong = compare(shapes(own), shapes(state))  # what else a training run has saved is left out
     if missing or wrong:
-        what = (
-            f"lacks {len(missing)} tensors ({', '.join(missing[:3])})" if missing else f"has other shapes ({wrong[0]})"
-        )
+        what = f"lacks {len(missing)} tensors ({few(missing)})" if missing else f"has other shapes ({wrong[0]})"
         raise CheckpointError(
             f"{checkpoint} does not fit the config's model: it {what}. Give the config (or --arch) it was trained with."
         )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
-from prunet_zoo.errors import CheckpointError
+from prunet_zoo.errors import CheckpointError, few
 from prunet_zoo.files import write_atomic
+from prunet_zoo.metadata import read_metadata
 from prunet_zoo.spec import NetSpec
 
+_CONVERT = "python tools/convert.py SRC --arch NAME --out OUT"
 # wrappers that put their attribute's name before every key: MMEngine's classifier and detectors, DDP
 _PREFIXES = ("", "net.", "backbone.", "module.", "module.net.", "module.backbone.", "model.")
 
@@ -71,27 +75,58 @@ def load_torch(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error) or type(error).__name__
-        raise CheckpointError(f"weights file {path} is damaged or truncated: {reason}") from None
+        advice = f"; a published zip is converted by {_CONVERT}" if zipfile.is_zipfile(path) else ""
+        raise CheckpointError(f"weights file {path} is damaged or truncated: {reason}{advice}") from None
     except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"weights file {path} is not a plain tensor checkpoint: {reason}") from None
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it refers to {named[1]}" if named else (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"weights file {path} is not a plain tensor checkpoint: {reason}; a published or timm's training "
+            f"checkpoint is converted by {_CONVERT}"
+        ) from None
 
 
 def read_weights_spec(path: str | Path) -> NetSpec:
     """The `NetSpec` that a safetensors file carries; raises `CheckpointError` where there is none."""
-    if not Path(path).is_file():
-        raise CheckpointError(f"weights file {path} does not exist")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            meta = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"weights file {path} is damaged or truncated: {error}") from None
+    meta = read_metadata(path)
     if "spec" not in meta:
         raise CheckpointError(f"weights file {path} carries no spec; give the spec's JSON as arch and this as weights")
     try:
         return NetSpec.from_dict(json.loads(meta["spec"]))
     except ValueError as error:  # JSONDecodeError and SpecError
         raise CheckpointError(f"weights file {path} carries a damaged spec: {error}") from None
+
+
+class Misfit(NamedTuple):
+    """How tensors differ from those that are wanted, by name; ``any(misfit)`` tells whether they do."""
+
+    missing: list[str]
+    left_over: list[str]
+    wrong: list[str]  # there, but of another shape
+
+
+def compare(wanted: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> Misfit:
+    """Compare the shapes that are wanted with those that are there, each by name."""
+    return Misfit(
+        missing=[name for name in wanted if name not in found],
+        left_over=[name for name in found if name not in wanted],
+        wrong=[name for name, shape in wanted.items() if name in found and tuple(found[name]) != tuple(shape)],
+    )
+
+
+def shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def is_published(names: Iterable[str]) -> bool:
+    """Whether tensors bear the names of the published checkpoints: ``network.…``, also with ``module.`` before it."""
+    return any(name.removeprefix("module.").startswith("network.") for name in names)
+
+
+def advise_published(names: Iterable[str]) -> str:
+    """What a message about a checkpoint that does not fit adds where it is a published one; else nothing."""
+    return f"; these are a published checkpoint's names: convert it by {_CONVERT}" if is_published(names) else ""
 
 
 def load_weights(
@@ -122,22 +157,20 @@ def load_weights(
     wanted = {k: v for k, v in model.state_dict().items() if not k.startswith(skip)} if skip else model.state_dict()
     prefixes = _PREFIXES if prefix is None else (prefix,)
     found = max(prefixes, key=lambda p: sum(p + name in state for name in wanted))
-    missing = [name for name in wanted if found + name not in state]
-    if len(missing) == len(wanted):
+    there = {name: state[found + name] for name in wanted if found + name in state}
+    if not there:
         tried = " or ".join(repr(p) for p in prefixes)
+        advice = advise_published(state)
+        if prefix is not None and any(p + name in state for p in _PREFIXES for name in wanted):
+            advice = "; leave prefix out, so that it is found"
         raise CheckpointError(
-            f"no tensor in {origin} fits with prefix {tried}; it has {_few(state)}, wanted {_few(wanted)}"
+            f"no tensor in {origin} fits with prefix {tried}; it has {few(state)}, wanted {few(wanted)}{advice}"
         )
+    missing, _, wrong = compare(shapes(wanted), shapes(there))
     if missing:
-        raise CheckpointError(f"{origin} lacks {len(missing)} of {len(wanted)} tensors: {_few(missing)}")
-    wrong = [n for n in wanted if state[found + n].shape != wanted[n].shape]
+        raise CheckpointError(f"{origin} lacks {len(missing)} of {len(wanted)} tensors: {few(missing)}")
     if wrong:
-        shapes = ", ".join(f"{n}: {list(state[found + n].shape)}, not {list(wanted[n].shape)}" for n in wrong[:3])
-        raise CheckpointError(f"{origin} does not fit ({len(wrong)} tensors of another shape): {shapes}")
-    model.load_state_dict({name: state[found + name] for name in wanted}, strict=not skip)
+        shown = ", ".join(f"{n}: {list(there[n].shape)}, not {list(wanted[n].shape)}" for n in wrong[:3])
+        raise CheckpointError(f"{origin} does not fit ({len(wrong)} tensors of another shape): {shown}")
+    model.load_state_dict(there, strict=not skip)
     return list(wanted)
-
-
-def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")

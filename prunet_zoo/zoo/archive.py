@@ -11,11 +11,11 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from prunet_zoo.errors import CheckpointError
+from prunet_zoo.errors import CheckpointError, few
 from prunet_zoo.files import WriteError
 
 MAX_BYTES = 4 * 2**30  # of the unpacked member; a training checkpoint of the largest network has 0.7 GB
@@ -122,9 +122,17 @@ def find_member(path: Path, archive: zipfile.ZipFile, member: str | None) -> zip
     if len(found) == 1:
         return found[0]
     wanted = f"{member!r} or one file" if member else "one file"
-    has = f"it has {_few([e.filename for e in found or files])}" if files else "it is empty"
+    has = f"it has {few(map(repr, [e.filename for e in found or files]))}" if files else "it is empty"
     problem = "which one is meant is not clear" if found else "there is no checkpoint in it"
     raise CheckpointError(f"{path}: {problem}; expected {wanted} ending in {', '.join(SUFFIXES)}; {has}")
+
+
+def has_member(path: Path, member: str | None) -> bool:
+    """Whether a file is a zip in which the checkpoint ``member`` lies (in any folder)."""
+    if member is None or not zipfile.is_zipfile(path):
+        return False
+    with open_zip(path) as archive:
+        return any(PurePosixPath(name).name == member for name in archive.namelist())
 
 
 def _is_finders(name: str) -> bool:
@@ -178,7 +186,3 @@ def _chunks(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Ite
         raise CheckpointError(f"{path}: entry {entry.filename!r} is damaged ({error}); get the file again") from None
     if size != entry.file_size:
         raise CheckpointError(f"{path}: entry {entry.filename!r} has {size} bytes instead of {entry.file_size}")
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:4])) + (f", … ({len(names)})" if len(names) > 4 else "")

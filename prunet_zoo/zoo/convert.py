@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from prunet_zoo.errors import CheckpointError
+from prunet_zoo.errors import CheckpointError, few
+from prunet_zoo.files import sha256_of
 from prunet_zoo.models import PruNetClassifier, save_weights
+from prunet_zoo.models.weights import compare, shapes
 from prunet_zoo.spec import NetSpec, load_spec
+from prunet_zoo.zoo.archive import has_member
 from prunet_zoo.zoo.checkpoint import read_checkpoint
-from prunet_zoo.zoo.fetch import sha256_of
-from prunet_zoo.zoo.index import find_model
+from prunet_zoo.zoo.index import ModelEntry, find_model
 from prunet_zoo.zoo.names import STAGES, published_names
+from prunet_zoo.zoo.ready import archive_path
+from prunet_zoo.zoo.records import read_record
 
 _DDP = "module."
 _COUNTER = ".num_batches_tracked"  # BatchNorm's; not in files of torch before 0.4.1
@@ -41,21 +45,35 @@ def _network(name: str) -> _Network:
     spec = load_spec(entry.arch or entry.name)
     with torch.device("meta"):
         state = PruNetClassifier(spec).state_dict()
-    shapes = {k: tuple(v.shape) for k, v in state.items()}
-    return _Network(spec, published_names(spec, STAGES[entry.name]), shapes)
+    return _Network(spec, published_names(spec, STAGES[entry.name]), shapes(state))
 
 
-def convert_checkpoint(source: str | Path, name: str, out: str | Path) -> Path:
+def convert_checkpoint(
+    source: str | Path,
+    name: str,
+    out: str | Path,
+    *,
+    published: bool = False,
+    licence: str | None = None,
+    origin: str | None = None,
+) -> Path:
     """Convert a published (or a timm training's) checkpoint of a zoo network to safetensors in our names.
 
     The metadata holds the spec, name, licence, origin, preprocessing, and the source's file name and sha256. A
     fine-tuned head of another number of classes is taken, and its spec says so. ``out`` is replaced if it exists; on
     any error it stays as it was.
 
+    The index's licence and origin are those of the published file only: of a zip that has the published name and the
+    published member in it, or of a file whose sha256 is listed or recorded, with all classes. Weights from elsewhere
+    have the licence that is given here, else none.
+
     Args:
         source: see `prunet_zoo.zoo.checkpoint.read_checkpoint`.
         name: of the network in the zoo.
         out: path of the new file, ending in ``.safetensors``.
+        published: it is known to be the published file, whatever its name.
+        licence: of the weights, such as ``Apache-2.0``.
+        origin: where they are from, in words.
 
     Raises:
         UnknownNameError: no such network.
@@ -72,20 +90,31 @@ def convert_checkpoint(source: str | Path, name: str, out: str | Path) -> Path:
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
     spec = network.spec.replace(num_classes=len(own["classifier.bias"]))
-    is_published = spec.num_classes == network.spec.num_classes
+    has_all_classes = spec.num_classes == network.spec.num_classes
+    digest = sha256_of(Path(source))
+    if has_all_classes and (published or _is_published(Path(source), digest, entry)):
+        licence, origin = licence or entry.weights.licence, origin or entry.weights.origin
     save_weights(
         out,
         own,
         spec,
         name=entry.name,
-        licence=entry.weights.licence,
-        origin=entry.weights.origin,
+        licence=licence,
+        origin=origin or f"converted from {Path(source).name}, architecture {entry.arch}",
         preprocess=None if entry.preprocess is None else entry.preprocess.model_dump(mode="json"),
-        classes=entry.classes if is_published else None,
+        classes=entry.classes if has_all_classes else None,
         source=Path(source).name.removesuffix(".part"),  # of a download that is not yet named
-        source_sha256=sha256_of(Path(source)),
+        source_sha256=digest,
     )
     return out
+
+
+def _is_published(source: Path, digest: str, entry: ModelEntry) -> bool:
+    """Whether a file is the published one, as far as can be told of one whose sha256 is not published."""
+    recorded = read_record(archive_path(entry))
+    if digest in (entry.weights.sha256, recorded.sha256 if recorded else None):
+        return True
+    return source.name == entry.weights.file and has_member(source, entry.weights.member)
 
 
 def to_own_names(state: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
@@ -136,22 +165,22 @@ def _misfits(state: Mapping[str, torch.Tensor], name: str) -> list[str]:
     """What keeps ``state`` from being of network ``name``; empty: it is."""
     network = _network(name)
     given = _given_names(state, network)
-    missing = [n for ours, n in given.items() if n not in state and not ours.endswith(_COUNTER)]
-    left_over = sorted(set(state) - set(given.values()))
-    shapes = {**network.shapes, **_head_shapes(state, given, network)}
-    wrong = [(n, shapes[ours]) for ours, n in given.items() if n in state and tuple(state[n].shape) != shapes[ours]]
+    own = {**network.shapes, **_head_shapes(state, given, network)}
+    wanted = {n: own[ours] for ours, n in given.items()}
+    missing, left_over, wrong = compare(wanted, shapes(state))
+    missing = [n for n in missing if not n.endswith(_COUNTER)]  # ends so in both namings
     kinds = [n for ours, n in given.items() if n in state and not _is_kind(state[n], ours.endswith(_COUNTER))]
     problems = []
     if missing:
-        problems.append(f"{len(missing)} of {len(given)} missing ({_few(missing)})")
+        problems.append(f"{len(missing)} of {len(given)} missing ({few(map(repr, missing))})")
     if left_over:
-        problems.append(f"{len(left_over)} left over ({_few(left_over)})")
+        problems.append(f"{len(left_over)} left over ({few(map(repr, sorted(left_over)))})")
     if wrong:
-        shown = [f"{n!r} {list(state[n].shape)}, not {list(shape)}" for n, shape in wrong]
-        problems.append(f"{len(wrong)} of another shape ({_few(shown, plain=True)})")
+        shown = [f"{n!r} {list(state[n].shape)}, not {list(wanted[n])}" for n in wrong]
+        problems.append(f"{len(wrong)} of another shape ({few(shown)})")
     if kinds:
         shown = [f"{n!r} {state[n].dtype}, {state[n].layout}, {state[n].device}" for n in kinds]
-        problems.append(f"{len(kinds)} of another kind than plain numbers ({_few(shown, plain=True)})")
+        problems.append(f"{len(kinds)} of another kind than plain numbers ({few(shown)})")
     return problems
 
 
@@ -178,12 +207,9 @@ def _check_values(own: Mapping[str, torch.Tensor], given: Mapping[str, str]) -> 
     """Raise `CheckpointError` for values that would make every output NaN."""
     broken = [given[ours] for ours, value in own.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
-        raise CheckpointError(f"{len(broken)} tensors hold NaN or infinite values (as float32): {_few(broken)}")
+        raise CheckpointError(
+            f"{len(broken)} tensors hold NaN or infinite values (as float32): {few(map(repr, broken))}"
+        )
     negative = [given[ours] for ours, value in own.items() if ours.endswith("running_var") and (value < 0).any()]
     if negative:
-        raise CheckpointError(f"{len(negative)} tensors hold negative variances: {_few(negative)}")
-
-
-def _few(names: Iterable[str], plain: bool = False) -> str:
-    names = [name if plain else repr(name) for name in names]
-    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
+        raise CheckpointError(f"{len(negative)} tensors hold negative variances: {few(map(repr, negative))}")

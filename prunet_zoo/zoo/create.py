@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from prunet_zoo.errors import CheckpointError, SpecError
 from prunet_zoo.spec import NetSpec
-from prunet_zoo.zoo.index import find_model, load_index
+from prunet_zoo.zoo.index import find_model, is_zoo, load_index
 
 if TYPE_CHECKING:
     from prunet_zoo.models import PruNetClassifier
-
-SCHEME = "prunet://"
 
 
 def create_model(
@@ -43,8 +41,8 @@ def create_model(
             "load_weights(model, file)"
         )
     name = arch if isinstance(arch, str) else None
-    if name is not None and name.startswith(SCHEME):
-        name, pretrained = find_model(name).name, True
+    if is_zoo(arch):
+        name, pretrained = find_model(arch).name, True
     source: str | Path | dict[str, Any] | NetSpec = arch
     if pretrained and not str(arch).endswith(".safetensors"):
         source = _weights_of(name, arch)

@@ -4,32 +4,30 @@
 
 ``<home>`` is ``$PRUNET_HOME``, ``checkpoints/`` of a checkout, or the user's cache. The archive is asked of each base
 in ``$PRUNET_MIRROR``, then of the published address. It counts as downloaded once it was converted strictly, and is
-removed then, because the converted file holds all of it; its sha256 stays in ``<file>.sha256``.
+removed then, because the converted file holds all of it; its sha256 stays in ``<file>.sha256``. That record is written
+before the converted file gets its name, so whatever interrupts it: weights that were made here have their record.
 """
 
 from __future__ import annotations
 
+import glob
+import json
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from prunet_zoo.errors import CheckpointError
+from prunet_zoo.files import sha256_of
+from prunet_zoo.metadata import read_metadata
 from prunet_zoo.spec import load_spec
-from prunet_zoo.zoo.fetch import ChecksumError, DiskError, DownloadError, exclusive, fetch, sha256_of
+from prunet_zoo.zoo.fetch import ChecksumError, DiskError, DownloadError, Fetched, exclusive, fetch
+from prunet_zoo.zoo.home import expand_user
 from prunet_zoo.zoo.index import ModelEntry, find_model
 from prunet_zoo.zoo.partial import Part
 from prunet_zoo.zoo.ready import ForeignWeightsError, archive_path, check_ready, ready_path
 from prunet_zoo.zoo.records import Recorded, read_record, record_path, write_record
 from prunet_zoo.zoo.reporter import Reporter
-
-
-class Archive(NamedTuple):
-    """A file that was converted: its sha256 and where it is from."""
-
-    sha256: str
-    source: str
 
 
 def download(name: str, *, force: bool = False, progress: bool = True, keep: bool = False) -> Path:
@@ -40,7 +38,8 @@ def download(name: str, *, force: bool = False, progress: bool = True, keep: boo
 
     Args:
         name: a model of the zoo, with or without ``prunet://``.
-        force: bring the archive again and replace what is there, once it is converted.
+        force: bring the archive again and replace what is there, once it is converted. An unfinished download is gone
+            on with, because the server is asked whether the file is still the same; a finished one is not taken.
         progress: show messages and progress on standard error; else messages go to the log.
         keep: leave the archive beside the converted file (for a mirror).
 
@@ -62,11 +61,14 @@ def download(name: str, *, force: bool = False, progress: bool = True, keep: boo
         return ready
     archive = archive_path(entry)
     if not (force or keep) and _is_ready(ready, entry, Reporter(show=False)):
-        return ready  # without a lock: the folder may be read-only
+        settled = _unrecorded(entry, archive) is None or not os.access(archive.parent, os.W_OK)
+        if settled:
+            return ready  # without a lock: the folder may be read-only
     with exclusive(archive, reporter):
-        usable = not force and _is_ready(ready, entry, reporter)
-        if usable and (archive.is_file() or not keep):
-            return ready  # another process made it
+        if not force and _is_ready(ready, entry, reporter):
+            _record_what_is_left(entry, archive, ready, reporter)
+            if archive.is_file() or not keep:
+                return ready  # another process made it
         _make(entry, archive, ready, force, keep, reporter)
     return ready
 
@@ -76,19 +78,22 @@ def addresses(entry: ModelEntry) -> list[str]:
 
     Raises:
         DownloadError: a mirror is none of an http, https or file address or a folder.
+        FolderError: a mirror begins with ``~`` and a user that does not exist.
     """
     found = []
     for base in re.split(r"[\s,]+", os.environ.get("PRUNET_MIRROR", "").strip()):
-        scheme = base.partition("://")[0] if "://" in base else ""
+        scheme = base.partition("://")[0].lower() if "://" in base else ""
         if scheme in ("http", "https", "file"):
             found.append(f"{base.rstrip('/')}/{quote(entry.weights.file)}")
+        elif re.fullmatch(r"[\w.-]+:\d+(/.*)?", base):
+            raise DownloadError(f"$PRUNET_MIRROR has {base!r}; is http:// before it missing?")
         elif scheme:
             raise DownloadError(
                 f"$PRUNET_MIRROR has {scheme}://…; a mirror is an address beginning with http://, https:// or file://, "
                 "or a folder"
             )
         elif base:
-            found.append(str(Path(base).expanduser() / entry.weights.file))
+            found.append(str(expand_user(base, "$PRUNET_MIRROR") / entry.weights.file))
     return [*found, *([entry.weights.url] if entry.weights.url else [])]
 
 
@@ -114,30 +119,71 @@ def _is_ready(path: Path, entry: ModelEntry, reporter: Reporter) -> bool:
     return True
 
 
+def _unrecorded(entry: ModelEntry, archive: Path) -> Path | None:
+    """A file that lies there whole and whose sha256 nobody has recorded; None: there is none."""
+    if entry.weights.sha256 or record_path(archive).exists():
+        return None
+    part = Part(archive)
+    return archive if archive.is_file() else part.path if part.complete else None
+
+
+def _record_what_is_left(entry: ModelEntry, archive: Path, ready: Path, reporter: Reporter) -> None:
+    """Record the file that ready weights were made from, where it still lies there and was not recorded; any other is
+    left alone. The caller holds the lock."""
+    left = _unrecorded(entry, archive)
+    if left is not None and read_metadata(ready).get("source_sha256") == json.dumps(_digest(left)):
+        _record(entry, archive, Fetched(left, _digest(left), left.stat().st_size, str(left)), reporter)
+        Part(archive).discard()
+
+
+def _record(entry: ModelEntry, archive: Path, made: Fetched, reporter: Reporter) -> None:
+    write_record(archive, Recorded(made.sha256, _checkpoint_sha256(made.path, entry)))
+    reporter.say(
+        f"upstream publishes no checksum for {archive.name}; recorded on first use: sha256 {made.sha256} of "
+        f"{made.url}, in {record_path(archive)}"
+    )
+
+
 def _make(entry: ModelEntry, archive: Path, ready: Path, force: bool, keep: bool, reporter: Reporter) -> None:
-    """Bring the archive and convert it; the caller holds the lock."""
+    """Bring the archive and convert it; the caller holds the lock. The record comes first, the ready file last."""
     held, there = held_to(entry), archive.is_file()
-    if there and not force:
-        made = _convert_local(entry, archive, ready, held, reporter)
-    else:
-        made = _convert_fetched(entry, archive, ready, held, reporter)
-    if held is None:
-        write_record(archive, Recorded(made.sha256, _checkpoint_sha256(archive, entry)))
-        reporter.say(
-            f"upstream publishes no checksum for {archive.name}; recorded on first use: sha256 {made.sha256} of "
-            f"{made.source}, in {record_path(archive)}"
-        )
+    new = ready.with_name(f".{entry.name}.new.safetensors")
+    _remove_leftovers(archive, new)
+    if force and Part(archive).complete:
+        Part(archive).discard()
+    try:
+        if there and not force:
+            made = _convert_local(entry, archive, new, held, reporter)
+        else:
+            made = _convert_fetched(entry, archive, new, held, reporter)
+        if held is None:
+            _record(entry, archive, made, reporter)
+        os.replace(new, ready)
+    finally:
+        new.unlink(missing_ok=True)
     if not (keep or there):
         archive.unlink(missing_ok=True)
     reporter.say(f"{entry.name}: {ready}")
 
 
-def _convert_local(entry: ModelEntry, archive: Path, ready: Path, held: Recorded | None, reporter: Reporter) -> Archive:
-    """Convert the file that lies there: put there by hand, or kept."""
+def _remove_leftovers(archive: Path, new: Path) -> None:
+    """Remove what a killed process left of files that it was writing; the caller holds the lock."""
+    writing = (new.name, archive.name, record_path(archive).name, Part(archive).record.name)
+    patterns = [new.name, *(f".{glob.escape(name)}.*.tmp" for name in writing)]
+    for path in [path for pattern in patterns for path in archive.parent.glob(pattern)]:
+        path.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
     try:
-        digest = sha256_of(archive)
+        return sha256_of(path)
     except OSError as error:
-        raise DownloadError(f"{archive} cannot be read: {error.strerror or error}") from error
+        raise DownloadError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _convert_local(entry: ModelEntry, archive: Path, new: Path, held: Recorded | None, reporter: Reporter) -> Fetched:
+    """Convert the file that lies there: put there by hand, or kept."""
+    digest = _digest(archive)
     if held is not None and digest != held.sha256 and not _is_same(archive, entry, held, reporter):
         raise ChecksumError(
             f"{archive} has sha256 {digest}, {_who_says(entry, archive)} {held.sha256}; it was not used. Remove it to "
@@ -145,28 +191,27 @@ def _convert_local(entry: ModelEntry, archive: Path, ready: Path, held: Recorded
         )
     reporter.say(f"taking {archive}")
     try:
-        _convert(archive, entry, ready, reporter)
+        _convert(archive, entry, new, reporter)
     except CheckpointError as error:
         raise CheckpointError(
             f"{archive}, which was found there, is not the file of {entry.name!r}: {error}. Replace it, or remove it "
             "to download it"
         ) from error
     Part(archive).discard()  # of a download that is not needed any more
-    return Archive(digest, str(archive))
+    return Fetched(archive, digest, archive.stat().st_size, str(archive))
 
 
-def _convert_fetched(
-    entry: ModelEntry, archive: Path, ready: Path, held: Recorded | None, reporter: Reporter
-) -> Archive:
+def _convert_fetched(entry: ModelEntry, archive: Path, new: Path, held: Recorded | None, reporter: Reporter) -> Fetched:
     """Download the archive; an address whose file cannot be converted counts as one that does not have it."""
     reserve = 4 * load_spec(entry.arch).params() if entry.arch else 0  # the converted file: float32
+    urls = addresses(entry)
     try:
         done = fetch(
-            addresses(entry),
+            urls,
             archive,
             sha256=held.sha256 if held else None,
             reserve=reserve,
-            check=lambda part: _convert(part, entry, ready, reporter),
+            check=lambda part: _convert(part, entry, new, reporter),
             same=lambda part: held is not None and _is_same(part, entry, held, reporter),
             reporter=reporter,
         )
@@ -177,7 +222,7 @@ def _convert_fetched(
         raise
     except DownloadError as error:
         raise DownloadError(f"{error}\n{_by_hand(entry, archive)}") from error
-    return Archive(done.sha256, done.url)
+    return done
 
 
 def _checkpoint_sha256(source: Path, entry: ModelEntry) -> str:
@@ -197,17 +242,12 @@ def _is_same(source: Path, entry: ModelEntry, held: Recorded, reporter: Reporter
     return same
 
 
-def _convert(source: Path, entry: ModelEntry, ready: Path, reporter: Reporter) -> None:
+def _convert(source: Path, entry: ModelEntry, new: Path, reporter: Reporter) -> None:
     from prunet_zoo.zoo.convert import convert_checkpoint  # torch is loaded only now
 
-    reporter.say(f"converting {source.name} to {ready.name}")
-    new = ready.with_name(f".{entry.name}.new.safetensors")
-    try:
-        convert_checkpoint(source, entry.name, new)
-        check_ready(new, entry)  # a fine-tuned head is converted too, but is not what the name promises
-        os.replace(new, ready)
-    finally:
-        new.unlink(missing_ok=True)
+    reporter.say(f"converting {source.name} to {ready_path(entry).name}")
+    convert_checkpoint(source, entry.name, new, published=True)
+    check_ready(new, entry)  # a fine-tuned head is converted too, but is not what the name promises
 
 
 def _who_says(entry: ModelEntry, archive: Path) -> str:

@@ -6,7 +6,6 @@ disk, so that the next call goes on from there; only what passed every check get
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from prunet_zoo.errors import CheckpointError, PrunetError
+from prunet_zoo.files import sha256_of
 from prunet_zoo.zoo.partial import Part
 from prunet_zoo.zoo.reporter import Reporter
 from prunet_zoo.zoo.transfer import Failed, Meter, Refused, Stopped, Want, disk_message, receive, shown
@@ -93,8 +93,6 @@ class Verify:
         raise reason
 
     def _fault(self, part: Part, digest: str) -> Refused | None:
-        if self.want.size is not None and part.size != self.want.size:
-            return Refused(f"gave {part.size:,} bytes, the file has {self.want.size:,}")
         try:
             if self.want.sha256 not in (None, digest) and not (self.same is not None and self.same(part.path)):
                 return _WrongHash(f"gave a file with sha256 {digest}, expected {self.want.sha256}")
@@ -110,7 +108,6 @@ def fetch(
     target: str | Path,
     *,
     sha256: str | None = None,
-    size: int | None = None,
     reserve: int = 0,
     check: Callable[[Path], None] | None = None,
     same: Callable[[Path], bool] | None = None,
@@ -123,7 +120,6 @@ def fetch(
         urls: http, https and file addresses or paths, in order of preference.
         target: the file to make; what stands there is replaced at the end, at once.
         sha256: 64 hex digits that the file must have.
-        size: its length in bytes, where known.
         reserve: bytes that the disk must hold besides.
         check: called with the complete file before it is installed; `CheckpointError` refuses it and the next address
             is asked.
@@ -137,7 +133,7 @@ def fetch(
         DownloadError: no address gave it.
     """
     retry, reporter = retry or RETRY, reporter or Reporter(show=False)
-    part, want = Part(Path(target)), Want(sha256, size, reserve)
+    part, want = Part(Path(target)), Want(sha256, reserve)
     verify = Verify(want, check, same)
     refusals: list[tuple[str, Refused]] = []
     for number, url in enumerate(urls, 1):
@@ -181,15 +177,6 @@ def _persist(url: str, part: Part, verify: Verify, retry: Retry, meter: Meter, r
             seconds = retry.wait(failures) if error.wait is None else error.wait
             reporter.say(f"{shown(url)}: {error}; trying again in {seconds:.0f} s")
             time.sleep(seconds)
-
-
-def sha256_of(path: Path) -> str:
-    """64 hex digits of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager

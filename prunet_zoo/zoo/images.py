@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,8 @@ from prunet_zoo.errors import DataError
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 # what Pillow raises for damaged files of its many formats
 _UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_NOT_TEXT = re.compile(r"[\ud800-\udfff]")  # how Python keeps the bytes of a file name that is not UTF-8
+_NOT_IN_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # tabs, ends of lines, what steers a terminal
 T = TypeVar("T")
 
 
@@ -28,13 +31,24 @@ class Failure(NamedTuple):
     error: str
 
 
+def as_text(path: str | Path) -> str:
+    """A path as text that can be encoded: bytes that are not UTF-8 become ``\\xff`` and the like."""
+    return _NOT_TEXT.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", str(path))
+
+
+def as_field(path: str | Path) -> str:
+    """`as_text` as one field of a line of a table: tabs, ends of lines and other control characters are escaped too."""
+    return _NOT_IN_A_LINE.sub(lambda found: repr(found[0])[1:-1], as_text(path))
+
+
 def find_images(sources: Iterable[str | Path], leave_out: str | Path | None = None) -> list[Path]:
     """Images of files, folders (with all folders in them) and patterns such as ``'photos/**/*.jpg'``.
 
     Args:
         sources: a file is taken whatever its ending; in a folder, and in folders that a pattern finds, only files with
             an ending of `ENDINGS`, in the order of their names.
-        leave_out: a folder inside of which no image is looked for (results of an earlier run).
+        leave_out: a folder inside of which no image is looked for (results of an earlier run), unless a source names it
+            or what is in it.
 
     Returns:
         Each image once, in the order of ``sources``.
@@ -49,10 +63,12 @@ def find_images(sources: Iterable[str | Path], leave_out: str | Path | None = No
         if path.exists():
             images = _images_in(path, hidden)
         elif glob.has_magic(str(path)):
-            matches = sorted(glob.glob(str(path), recursive=True))
+            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
             if not matches:
                 raise DataError(f"the pattern {source} matches no file; it is relative to {Path.cwd()}")
-            images = [image for match in matches for image in _images_in(Path(match), hidden, pattern=True)]
+            if hidden is not None and not _fixed_part(path).resolve().is_relative_to(hidden):
+                matches = [match for match in matches if not match.resolve().is_relative_to(hidden)]
+            images = [image for match in matches for image in _images_in(match, hidden, pattern=True)]
         else:
             raise DataError(f"image {source} does not exist; give files, folders or a quoted pattern ('photos/*.jpg')")
         if not images:
@@ -61,6 +77,14 @@ def find_images(sources: Iterable[str | Path], leave_out: str | Path | None = No
     if not found:
         raise DataError("no image was given; give files, folders or a quoted pattern ('photos/*.jpg')")
     return list(found)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folder that a pattern names before its first ``*``, ``?`` or ``[``."""
+    fixed = pattern
+    while glob.has_magic(str(fixed)):
+        fixed = fixed.parent
+    return fixed
 
 
 def _images_in(path: Path, hidden: Path | None, pattern: bool = False) -> list[Path]:
@@ -88,11 +112,13 @@ def read_rgb(path: str | Path) -> Image.Image:
             upright = ImageOps.exif_transpose(image)
             return _to_rgb(upright)
     except DataError as error:
-        raise DataError(f"cannot read image {path}: {error}") from None
+        raise DataError(f"cannot read image {as_text(path)}: {error}") from None
+    except MemoryError:
+        raise DataError(f"cannot read image {as_text(path)}: it does not fit into memory") from None
     except _UNREADABLE as error:
         reason = "not an image, or of a format that Pillow does not know"
         raise DataError(
-            f"cannot read image {path}: {reason if isinstance(error, UnidentifiedImageError) else error}"
+            f"cannot read image {as_text(path)}: {reason if isinstance(error, UnidentifiedImageError) else error}"
         ) from None
 
 

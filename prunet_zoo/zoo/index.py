@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from pydantic import Field, ValidationError, model_validator
 
 from prunet_zoo.errors import describe_validation, unknown_name
-from prunet_zoo.spec import Frozen
+from prunet_zoo.jsonfile import Frozen
 
 IMAGENET = "imagenet-1k"
+SCHEME = "prunet://"
 
 
 class Preprocess(Frozen):
@@ -47,12 +48,45 @@ class Weights(Frozen):
     origin: str
 
 
+class Collection(Frozen):
+    """A family of networks and its paper. ``code`` is where the authors published networks and weights."""
+
+    name: str
+    title: str
+    arxiv: str = Field(pattern=r"^\d{4}\.\d{5}$")
+    code: str
+
+    @property
+    def paper(self) -> str:
+        """Address of the paper."""
+        return f"https://arxiv.org/abs/{self.arxiv}"
+
+
+_CODE = "https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Classification/GPUNet"
+COLLECTIONS = {
+    "PruNet": Collection(
+        name="PruNet",
+        title="Tiered Pruning for Efficient Differentiable Inference-Aware Neural Architecture Search",
+        arxiv="2209.11785",
+        code=_CODE,
+    ),
+    "GPUNet": Collection(
+        name="GPUNet",
+        title="GPUNet: Searching the Deployable Convolution Neural Networks for GPUs",
+        arxiv="2205.00841",
+        code=_CODE,
+    ),
+}
+
+
 class ModelEntry(Frozen):
     """One model: ``arch`` is a listed spec, or None where the spec lies in the weights file. ``config`` is its config
-    below ``configs/``. ``classes`` is ``'imagenet-1k'`` (names by timm) or the names by index."""
+    below ``configs/``. ``classes`` is ``'imagenet-1k'`` (names by timm) or the names by index. ``collection`` names one
+    of `COLLECTIONS`."""
 
     name: str
     task: Literal["classification", "detection"] = "classification"
+    collection: Literal["PruNet", "GPUNet"] = "PruNet"
     arch: str | None = None
     config: str
     classes: Literal["imagenet-1k"] | tuple[str, ...]
@@ -82,6 +116,11 @@ def load_index() -> dict[str, ModelEntry]:
     return {entry.name: entry for entry in entries}
 
 
+def is_zoo(source: Any) -> TypeGuard[str]:
+    """Whether ``source`` is the address of a model of the zoo, ``prunet://NAME``."""
+    return isinstance(source, str) and source.startswith(SCHEME)
+
+
 def find_model(name: str) -> ModelEntry:
     """The index entry of ``name``, with or without ``prunet://`` before it.
 
@@ -89,7 +128,7 @@ def find_model(name: str) -> ModelEntry:
         UnknownNameError: no such model; the nearest are suggested.
     """
     index = load_index()
-    bare = name.removeprefix("prunet://")
+    bare = name.removeprefix(SCHEME)
     if bare not in index:
         raise unknown_name("zoo model", bare, index)
     return index[bare]

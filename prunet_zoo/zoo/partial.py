@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from prunet_zoo.files import write_json
-from prunet_zoo.spec import Frozen
+from prunet_zoo.jsonfile import Frozen
 
 
 class Origin(Frozen):
@@ -50,6 +50,12 @@ class Part:
             return Origin.model_validate_json(self.record.read_text("utf-8"), strict=True)
         except (FileNotFoundError, UnicodeDecodeError, ValidationError):
             return None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all bytes of the file are there, by the length that its server told."""
+        origin = self.origin
+        return origin is not None and origin.total == self.size > 0
 
     def continues(self, url: str) -> int:
         """Bytes from which a download of ``url`` may go on; 0: from the beginning."""

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,15 +16,13 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
-from prunet_zoo.errors import CheckpointError, PrunetError, SpecError
-from prunet_zoo.models import PruNetClassifier, create_model, load_weights
-from prunet_zoo.spec import NetSpec, parse
-from prunet_zoo.zoo.images import read_rgb
-from prunet_zoo.zoo.index import IMAGENET, Preprocess, find_model
-
-SCHEME = "prunet://"
+from prunet_zoo.errors import CheckpointError, DataError, PrunetError, SpecError
+from prunet_zoo.metadata import read_metadata
+from prunet_zoo.models import PruNetClassifier, create_model, load_weights, read_weights_spec
+from prunet_zoo.spec import NetSpec, load_spec, parse
+from prunet_zoo.zoo.images import as_text, read_rgb
+from prunet_zoo.zoo.index import IMAGENET, SCHEME, ModelEntry, Preprocess, find_model, is_zoo
 
 
 class PredictError(PrunetError, ValueError):
@@ -77,8 +76,24 @@ class Classifier:
         return create_transform(is_training=False, **self.preprocess.model_dump())
 
     def read(self, image: str | Path | Image.Image) -> torch.Tensor:
-        """The network's input (3, H, W) of a file or an RGB image; raises `DataError` for a file that is no image."""
-        return self.transform(image if isinstance(image, Image.Image) else read_rgb(image))
+        """The network's input (3, H, W) of a file or an RGB image.
+
+        Raises:
+            DataError: the file is no image, or the image is so long and thin that its resized form would be huge.
+        """
+        rgb = image if isinstance(image, Image.Image) else read_rgb(image)
+        where = f"the image of {rgb.width}×{rgb.height} px"
+        where = where if isinstance(image, Image.Image) else f"{as_text(image)}, {rgb.width}×{rgb.height} px,"
+        width, height = resized(rgb.size, self.preprocess)
+        if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+            raise DataError(
+                f"{where} would be resized to {width}×{height} px before its centre is cut out, more than "
+                f"{Image.MAX_IMAGE_PIXELS} pixels; give the part that matters, cut to a usual shape"
+            )
+        try:
+            return self.transform(rgb)
+        except MemoryError:
+            raise DataError(f"{where} does not fit into memory when resized to {width}×{height} px") from None
 
     def classify(self, inputs: Sequence[torch.Tensor], top: int = 5) -> list[list[ScoredClass]]:
         """The ``top`` classes of each input (3, H, W), best first."""
@@ -95,17 +110,25 @@ class Classifier:
         return self.classify([self.read(image) for image in images], top) if images else []
 
 
-def load_classifier(
-    model: str | Path, weights: str | Path | None = None, device: str | None = None, progress: bool = True
-) -> Classifier:
+def resized(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
+    """Width and height in px to which timm's transform brings an image before it cuts out the centre."""
+    side = math.floor(preprocess.input_size / preprocess.crop_pct)
+    if preprocess.crop_mode == "squash":
+        return side, side
+    width, height = size
+    short = max(1, min(size))
+    return side * width // short, side * height // short
+
+
+def load_classifier(model: str | Path, weights: str | Path | None = None, device: str | None = None) -> Classifier:
     """Load a classifier with all that it takes to classify an image.
 
     Args:
         model: a name of the zoo, with or without ``prunet://`` before it, or a ``.safetensors`` file that tells its
             preprocessing and classes: one that ``tools/publish.py`` or ``tools/convert.py`` has written.
         weights: another file for a named model, instead of its own weights, which are downloaded when they are missing.
+            What a ``.safetensors`` tells of its classes and preprocessing comes before what the zoo tells of the name.
         device: where to compute; None takes a GPU when there is one.
-        progress: show the download.
 
     Raises:
         UnknownNameError, CheckpointError, PredictError: with what to do. `DownloadError` where weights cannot be had.
@@ -117,15 +140,36 @@ def load_classifier(
     entry = find_model(str(model))
     if entry.task != "classification":
         raise PredictError(f"{entry.name} is a detector, not a classifier; use prunet_zoo.mm.predict.load_detector")
-    path = get_weights(SCHEME + entry.name if weights is None else weights, progress)
-    if entry.preprocess is None:  # the index refuses such an entry
+    path = get_weights(SCHEME + entry.name if weights is None else weights)
+    known = told(path) if path.suffix == ".safetensors" and weights is not None else Told(None, None, None, entry.name)
+    net = create_model(_spec_of(entry, known.spec, path))
+    load_weights(net, path)
+    preprocess, classes = known.preprocess or entry.preprocess, class_names(known.classes or entry.classes)
+    if preprocess is None:  # the index refuses such an entry
         raise PredictError(f"the zoo's index has no preprocessing of {entry.name}")
-    if entry.arch is None:
-        net = create_model(path)
-    else:
-        net = create_model(entry.arch)
-        load_weights(net, path)
-    return Classifier(net, entry.preprocess, class_names(entry.classes), entry.name, device)
+    if known.classes is None and len(classes) != net.num_classes:
+        raise PredictError(
+            f"{path} has {net.num_classes} classes and does not tell their names, and {entry.name} has {len(classes)}; "
+            f"give its config: --model CONFIG --weights {path}, or let tools/publish.py make a file that tells them"
+        )
+    return Classifier(net, preprocess, classes, entry.name, device)
+
+
+def _spec_of(entry: ModelEntry, own: NetSpec | None, path: Path) -> NetSpec:
+    """The architecture of a named model with the weights of ``path``, which tell that they are of ``own``.
+
+    Raises:
+        CheckpointError: the two differ in more than name, number of classes and the usual input size.
+    """
+    named = load_spec(entry.arch) if entry.arch is not None else read_weights_spec(get_weights(SCHEME + entry.name))
+    if own is None:
+        return named
+    if own.replace(name=named.name, num_classes=named.num_classes, input_size=named.input_size) != named:
+        raise CheckpointError(
+            f"weights file {path} is of the network {own.name!r} ({own.params():,} parameters), which does not fit "
+            f"{entry.name} ({named.params():,} parameters); give --model {path} alone, or the name it was made for"
+        )
+    return own
 
 
 def _from_file(path: Path, device: str | None) -> Classifier:
@@ -169,16 +213,16 @@ def told(path: str | Path) -> Told:
         raise CheckpointError(f"weights file {path}: {error}") from None
 
 
-def get_weights(weights: str | Path, progress: bool = True) -> Path:
+def get_weights(weights: str | Path) -> Path:
     """The path of a weights file that exists; ``prunet://NAME`` is downloaded when it is missing.
 
     Raises:
         CheckpointError: the file does not exist. UnknownNameError, DownloadError: of a name.
     """
-    if str(weights).startswith(SCHEME):
+    if is_zoo(weights):
         from prunet_zoo.zoo.download import download
 
-        return download(str(weights).removeprefix(SCHEME), progress=progress)
+        return download(find_model(weights).name)
     if not Path(weights).is_file():
         raise CheckpointError(f"weights file {weights} does not exist")
     return Path(weights)
@@ -190,15 +234,11 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing or damaged.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"weights file {path} does not exist")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            meta = file.metadata() or {}
-        return {key: json.loads(value) for key, value in meta.items() if key != "format"}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"weights file {path} is damaged or truncated: {error}") from None
+        return {key: json.loads(value) for key, value in read_metadata(path).items() if key != "format"}
     except ValueError as error:
+        if isinstance(error, PrunetError):
+            raise
         raise CheckpointError(f"weights file {path} was not written by this package: {error}") from None
 
 

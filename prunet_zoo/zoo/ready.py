@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from prunet_zoo.errors import CheckpointError, SpecError
+from prunet_zoo.metadata import read_metadata
 from prunet_zoo.spec import NetSpec, load_spec
 from prunet_zoo.zoo.home import shared_folder, weights_home
 from prunet_zoo.zoo.index import ModelEntry
@@ -34,13 +33,9 @@ def check_ready(path: Path, entry: ModelEntry) -> None:
 
     Raises:
         ForeignWeightsError: it has no spec, or another than the listed one.
-        CheckpointError: it is damaged or truncated.
+        CheckpointError: it is missing, damaged or truncated.
     """
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            meta = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or truncated: {error}") from None
+    meta = read_metadata(path)
     if "spec" not in meta:
         raise ForeignWeightsError(f"{path} carries no spec, so it was not made by this package")
     try:

@@ -16,7 +16,7 @@ from timm.models._registry import generate_default_cfgs, register_model
 
 from prunet_zoo.errors import CheckpointError, SpecError
 from prunet_zoo.spec import NetSpec, load_spec
-from prunet_zoo.zoo.index import ModelEntry, load_index
+from prunet_zoo.zoo.index import COLLECTIONS, ModelEntry, load_index
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +29,6 @@ __all__ = ["TAG", "default_cfgs"]  # timm adds the names of the networks
 TAG = "nv_in1k"  # trained by NVIDIA on ImageNet-1k
 FIRST_CONV, CLASSIFIER = "stages.0.0.conv.conv", "classifier"
 _LEVELS = (0, 1, 2, 3, 4)  # strides 2 to 32, as timm's other networks give them; level 5 of PruNets has stride 64
-_PAPERS = {
-    "prunet": ("Tiered Pruning for Efficient Differentiable Inference-Aware Neural Architecture Search", "2209.11785"),
-    "gpunet": ("GPUNet: Searching the Deployable Convolution Neural Networks for GPUs", "2205.00841"),
-}
 
 
 def _cfg(entry: ModelEntry) -> dict[str, Any]:
@@ -40,7 +36,7 @@ def _cfg(entry: ModelEntry) -> dict[str, Any]:
     spec, preprocess = load_spec(entry.arch or entry.name), entry.preprocess
     assert preprocess is not None  # the index has it for every classifier
     size = (spec.in_channels, preprocess.input_size, preprocess.input_size)
-    paper, number = _PAPERS[entry.name.partition("_")[0]]
+    about = COLLECTIONS[entry.collection]
     return {
         "url": entry.weights.url,  # upstream's archive; what is loaded is `download`'s converted file
         "input_size": size,
@@ -56,9 +52,9 @@ def _cfg(entry: ModelEntry) -> dict[str, Any]:
         "first_conv": FIRST_CONV,
         "classifier": CLASSIFIER,
         "license": entry.weights.licence.lower(),
-        "origin_url": "https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Classification/GPUNet",
-        "paper_name": paper,
-        "paper_ids": f"arXiv:{number}",
+        "origin_url": about.code,
+        "paper_name": about.title,
+        "paper_ids": f"arXiv:{about.arxiv}",
     }
 
 
@@ -116,14 +112,12 @@ def _build(
 
 def _rename_published(name: str, state: dict[str, torch.Tensor], prefix: str, *_: Any) -> None:
     """Give the tensors of a published checkpoint our names, in place (a hook before `load_state_dict`)."""
-    if not prefix and _is_published(state):
+    from prunet_zoo.models.weights import is_published
+
+    if not prefix and is_published(state):
         own = _own_names(state, name)
         state.clear()
         state.update(own)
-
-
-def _is_published(state: dict[str, Any]) -> bool:
-    return any(key.removeprefix("module.").startswith("network.") for key in state)
 
 
 def _own_names(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
@@ -141,17 +135,16 @@ def _checked(name: str, state: dict[str, Any], model: PruNetClassifier) -> dict[
     Raises:
         CheckpointError: with the names of what is missing, left over, or of another shape.
     """
-    for key in ("state_dict_ema", "state_dict"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    state = _own_names(state, name) if _is_published(state) else dict(state)
+    from prunet_zoo.models.weights import compare, is_published
+    from prunet_zoo.zoo.checkpoint import pick_state
+
+    state = pick_state(state, "the checkpoint")
+    state = _own_names(state, name) if is_published(state) else state
     wanted, found = _shapes(model.state_dict()), _shapes(state)
-    problems = [f"{key} is missing" for key in wanted if key not in found]
-    problems += [f"{key} does not belong to it" for key in found if key not in wanted]
-    problems += [
-        f"{key} has shape {found[key]}, not {size}" for key, size in wanted.items() if found.get(key, size) != size
-    ]
+    misfit = compare(wanted, found)
+    problems = [f"{key} is missing" for key in misfit.missing]
+    problems += [f"{key} does not belong to it" for key in misfit.left_over]
+    problems += [f"{key} has shape {found[key]}, not {wanted[key]}" for key in misfit.wrong]
     if problems:
         more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise CheckpointError(f"the checkpoint does not fit {name!r}: {'; '.join(problems[:4])}{more}")

@@ -12,6 +12,7 @@ import re
 import shutil
 import socket
 import ssl
+import string
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from prunet_zoo.version import __version__
 from prunet_zoo.zoo.partial import Origin, Part
@@ -30,7 +31,6 @@ CHUNK = 1 << 18  # bytes
 LARGEST = 4 << 30  # bytes; no weights are that large, and a stream without a length must end somewhere
 AGAIN = (408, 425, 429, 500, 502, 503, 504)
 OFFLINE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
-FULL = (errno.ENOSPC, errno.EDQUOT)
 Meter = Callable[[int, "int | None"], None]  # bytes there, bytes in all
 
 
@@ -43,11 +43,7 @@ class Failed(Exception):
 
 
 class Refused(Exception):
-    """This address does not give the file. ``offline``: because no network can be reached."""
-
-    def __init__(self, reason: str, offline: bool = False) -> None:
-        super().__init__(reason)
-        self.offline = offline
+    """This address does not give the file."""
 
 
 class Stopped(Exception):
@@ -56,10 +52,9 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Want:
-    """What is known of the file in advance. ``size`` and ``reserve`` (what else the disk must hold) in bytes."""
+    """What is known of the file in advance. ``reserve``: bytes that the disk must hold besides."""
 
     sha256: str | None = None
-    size: int | None = None
     reserve: int = 0
 
 
@@ -110,7 +105,7 @@ def _receive_http(url: str, part: Part, want: Want, timeout: float, meter: Meter
                 part.begin(Origin(url=shown(url), etag=etag, last_modified=date, total=total))
         else:
             raise Refused(f"unexpected answer {response.status} {response.reason}")
-        _append(response, part, want.size if total is None else total, meter, first)
+        _append(response, part, total, meter, first)
     if total is not None and part.size < total:
         raise Failed(f"the connection ended after {part.size:,} of {total:,} bytes")
     return start
@@ -131,8 +126,9 @@ def _request(url: str, start: int, origin: Origin | None) -> urllib.request.Requ
     headers = {"User-Agent": f"prunet_zoo/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
     if start and origin is not None and origin.validator:
         headers |= {"Range": f"bytes={start}-", "If-Range": origin.validator}
-    request = urllib.request.Request(shown(url), headers=headers)
     parts = urlsplit(url)
+    path, query = (quote(text, safe=string.punctuation) for text in (parts.path, parts.query))  # blanks, umlauts
+    request = urllib.request.Request(shown(urlunsplit(parts._replace(path=path, query=query))), headers=headers)
     if parts.username is not None:  # not sent on to where the server redirects
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
@@ -181,7 +177,7 @@ def _first_bytes(response: Any) -> bytes:
 def _check_continuation(response: Any, length: int | None, start: int, origin: Origin, part: Part) -> int:
     """Length of the whole file; `Failed`, with the part discarded, where these are not its missing bytes."""
     text = response.headers["Content-Range"] or ""
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", text.strip())
+    found = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", text.strip())
     first, last = (int(found[1]), int(found[2])) if found else (-1, -1)
     total = int(found[3]) if found and found[3] != "*" else origin.total
     etag = response.headers["ETag"]
@@ -202,8 +198,6 @@ def _check_continuation(response: Any, length: int | None, start: int, origin: O
 def _check_size(total: int | None, want: Want, part: Part, start: int) -> None:
     if total is None:
         return
-    if want.size is not None and total != want.size:
-        raise Refused(f"offers {total:,} bytes, the file has {want.size:,}")
     if total > LARGEST:
         raise Refused(f"offers {total:,} bytes; no weights are larger than {LARGEST:,}")
     freed = part.size if not start else 0  # what is there makes room
@@ -275,17 +269,19 @@ def _retry_after(text: str | None) -> float | None:
     """Seconds from now, of a number or an HTTP date; None where there is neither."""
     if not text:
         return None
-    if text.strip().isdigit():
+    if re.fullmatch(r"[0-9]{1,9}", text.strip()):
         return float(text)
     try:
-        until = parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+        until = parsedate_to_datetime(text).astimezone(timezone.utc)
+    except (TypeError, ValueError, OverflowError):  # the last: of the year 9999
         return None
-    return max(0.0, (until.astimezone(timezone.utc) - datetime.now(timezone.utc)).total_seconds())
+    return max(0.0, (until - datetime.now(timezone.utc)).total_seconds())
 
 
 def _judge_error(error: Exception, begun: bool = False) -> Failed | Refused:
     """Sort an error of the network. Without a network before the first byte, trying again would only cost time."""
+    if isinstance(error, URLError) and isinstance(error.reason, str):  # of urllib itself: of a host's or scheme's form
+        return Refused(f"is no address that can be asked: {error.reason}")
     cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
     if isinstance(cause, http.client.InvalidURL) or (isinstance(cause, ValueError) and not isinstance(cause, OSError)):
         return Refused(f"is no address that can be asked: {cause}")
@@ -295,11 +291,9 @@ def _judge_error(error: Exception, begun: bool = False) -> Failed | Refused:
         return Failed("no answer in time")
     reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__
     if isinstance(cause, socket.gaierror) and not begun:
-        return Refused(f"its host is not found ({reason})", offline=True)
+        return Refused(f"its host is not found ({reason})")
     if isinstance(cause, OSError) and cause.errno in OFFLINE and not begun:
-        return Refused(reason, offline=True)
-    if isinstance(error, URLError) and not isinstance(cause, OSError):
-        return Refused(str(error.reason))
+        return Refused(reason)
     return Failed(reason)
 
 

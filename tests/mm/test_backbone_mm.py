@@ -50,6 +50,25 @@ def test_registered_in_the_root_and_in_our_scope(kind) -> None:
     assert [f["reduction"] for f in backbone.feature_info] == [4, 16]
 
 
+def test_weights_of_another_network_of_the_zoo_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after changing arch, but not the checkpoint of a config."""
+    held = prunet_zoo.create_model("prunet_p0").state_dict()
+    monkeypatch.setattr("prunet_zoo.mm.backbone.read_state", lambda checkpoint: held)
+
+    def load(arch: str, checkpoint: str) -> None:
+        PruNet(arch, init_cfg={"type": "Pretrained", "checkpoint": checkpoint}).init_weights()
+
+    told = (
+        r"prunet://prunet_p0 holds prunet_p0, the network is gpunet_0: change init_cfg.checkpoint too \(.*(lacks|fit)"
+    )
+    with pytest.raises(CheckpointError, match=told):
+        load("gpunet_0", "prunet://prunet_p0")
+    for checkpoint in ("p0.pth", "prunet://gpunet_0"):  # the latter: its own name, so the file is at fault
+        with pytest.raises(CheckpointError, match=rf"^{checkpoint} (lacks|does not fit)"):
+            load("gpunet_0", checkpoint)
+    load("prunet_p0", "prunet://prunet_p0")
+
+
 @pytest.mark.parametrize("out_indices", [(0,), (1, 2), (1, 2, 3)])
 def test_no_unused_parameters(out_indices) -> None:
     backbone = PruNet(TINY, out_indices=out_indices)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,9 @@ def fails(cfg: Config, capsys: pytest.CaptureFixture[str], work_dir: Path, check
         else:
             training.test(cfg, checkpoint)
 
-    before = signal.getsignal(signal.SIGTERM)
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         run_tool(main)
-    signal.signal(signal.SIGTERM, before)
     shown = capsys.readouterr().err.strip().splitlines()
     assert caught.value.code == 2 and shown[-1].startswith("error: "), shown
     return shown[-1]
@@ -128,10 +125,8 @@ def test_images_of_the_scenes_are_gone(
 
 
 def test_a_file_missing_elsewhere_is_the_programs_fault() -> None:
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(FileNotFoundError):
         run_tool(lambda argv: int(Path("/nowhere/at/all").read_text()))
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Detectors to predict with: the committed demo, batches, hostile files, configs; classifiers' configs; pictures."""
+"""Detectors to predict with: the committed demo, batches, hostile files, configs; classifiers' configs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from prunet_zoo.data.scenes import SceneParams, make_scene
 from prunet_zoo.data.transforms import make_transform
 from prunet_zoo.errors import CheckpointError, DataError, PrunetError, SpecError
 from prunet_zoo.mm.cli import ConfigError, load_config
-from prunet_zoo.mm.draw_boxes import class_colour, draw_boxes, encode, picture_paths
-from prunet_zoo.mm.predict import Box, Detector, classifier_meta, load_config_model, load_detector, preprocess_of
+from prunet_zoo.mm.predict import Detector, classifier_meta, load_config_model, load_detector, preprocess_of
 from prunet_zoo.mm.publish_config import parse_config, write_config
 from prunet_zoo.models import load_state, read_weights_spec, save_weights
 from prunet_zoo.zoo.home import shared_folder
@@ -130,6 +129,17 @@ def test_boxes_are_in_pixels_of_the_upright_image(detector: Detector, tmp_path: 
     assert np.allclose([box.box for box in upright], [box.box for box in turned], atol=1e-3)
     (small,) = detector.predict([scene_images(1)[0]])
     assert overlap(small[0].box, [v / 2.5 for v in upright[0].box]) > 0.8
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+def test_what_the_pipeline_cannot_prepare_is_named(detector: Detector, tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(tmp_path / "thin.png")
+    with pytest.raises(DataError, match=rf"cannot prepare image .*thin\.png of {size[0]}×{size[1]} px as .*: .*error"):
+        detector.read(tmp_path / "thin.png")
+    with pytest.raises(DataError, match=r"cannot prepare the image of") as caught:
+        detector.read(Image.new("RGB", size))
+    assert "\n" not in str(caught.value)
+    assert detector.read(Image.new("RGB", (30, 30))).inputs.shape == (3, 128, 128)  # and the pipeline goes on
 
 
 # ---- files that are not what they should be
@@ -287,8 +297,11 @@ def test_configs_that_cannot_be_predicted_with(tmp_path: Path) -> None:
         load_config_model(Config({}), CLASSIFIER)
     with pytest.raises(ConfigError, match="neither a detector nor a PruNet"):
         load_config_model(Config({"model": {"type": "ResNet"}}), CLASSIFIER)
+    bare = Config({"model": {"type": "PruNetClassifier", "arch": "prunet_p0"}})
+    assert load_config_model(bare, CLASSIFIER).classes == tuple("0123456789")  # the file tells all that is needed
+    save_weights(tmp_path / "plain.safetensors", load_state(CLASSIFIER), read_weights_spec(CLASSIFIER))
     with pytest.raises(ConfigError, match="no test_dataloader"):
-        load_config_model(Config({"model": {"type": "PruNetClassifier", "arch": "prunet_p0"}}), CLASSIFIER)
+        load_config_model(bare, tmp_path / "plain.safetensors")
     for content in (b"no checkpoint", b"", b"\x80\x02"):
         (tmp_path / "bad.pth").write_bytes(content)
         with pytest.raises(
@@ -346,38 +359,3 @@ def test_transforms_that_are_not_known() -> None:
     with pytest.raises(SpecError, match=r"preprocess.*interpolation.*lanczos"):
         preprocess_of(unusual)
     assert classifier_meta(unusual, None) == {}  # a run goes on, its weights file tells less
-
-
-# ---- pictures
-
-
-def test_boxes_are_drawn_where_they_are() -> None:
-    image = Image.new("RGB", (600, 400), (128, 128, 128))
-    boxes = [Box(1, "cat", 0.9, (100.0, 150.0, 300.0, 350.0)), Box(2, "dog", 0.5, (590.0, -5.0, 640.0, 30.0))]
-    pixels = np.asarray(draw_boxes(image, boxes))
-    assert pixels.shape == (400, 600, 3)
-    colour = class_colour(1)
-    for x, y in ((100, 250), (300, 250), (200, 350), (200, 150)):
-        assert tuple(pixels[y, x]) == colour
-    assert tuple(pixels[250, 200]) == (128, 128, 128)
-    assert (np.asarray(image) == 128).all()  # the image itself is left alone
-    assert len({class_colour(label) for label in range(80)}) == 80
-
-
-def test_small_images_are_enlarged_and_any_size_can_be_drawn_on() -> None:
-    box = [Box(0, "a long name of a class", 1.0, (0.0, 0.0, 3.0, 2.0))]
-    assert draw_boxes(Image.new("RGB", (128, 100)), box).size == (512, 400)
-    for size in ((1, 1), (300, 2), (2000, 10)):
-        picture = draw_boxes(Image.new("RGB", size), box)
-        assert picture.width % size[0] == 0 and encode(picture, "x.jpg")[:2] == b"\xff\xd8"
-    assert encode(picture, "x.PNG")[1:4] == b"PNG"
-
-
-def test_pictures_of_the_same_name_do_not_meet(tmp_path: Path) -> None:
-    names = ["a/1.jpg", "b/1.jpg", "b/1.bmp", "b/1.bmp.png", "b/1.JPG"]
-    paths = picture_paths([tmp_path / name for name in names], "out")
-    assert paths[:3] == [Path("out/a/1.jpg"), Path("out/b/1.jpg"), Path("out/b/1.bmp.png")]
-    assert len({str(path).lower() for path in paths}) == len(names)
-    assert picture_paths([tmp_path / "x.tif"], "out") == [Path("out/x.tif.png")]
-    with pytest.raises(DataError, match="overwrite the image itself"):
-        picture_paths([tmp_path / "1.png", tmp_path / "2.png"], tmp_path)

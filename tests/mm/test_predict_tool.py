@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -118,6 +119,54 @@ def test_a_damaged_image_is_named_and_the_others_are_done(
     assert [f["path"] for f in record["failed"]] == ["samples/scenes/00001.png", "samples/scenes/empty.jpg"]
 
 
+@pytest.mark.parametrize("model", ["digits_detector", "gpunet_0"])
+def test_a_long_thin_image_is_named_and_the_others_are_done(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    from prunet_zoo import create_model, save_weights
+
+    argv = ["samples/scenes", "--model", model, "--json", "all.json"]
+    if model == "gpunet_0":
+        net = create_model(model)
+        save_weights("own.safetensors", net.state_dict(), net.spec)
+        argv += ["--weights", "own.safetensors"]
+    Image.new("RGB", (1, 3000)).save("samples/scenes/00000_thin.png")
+    assert call(tool, *argv) == 2
+    captured = capsys.readouterr()
+    assert "samples/scenes/00000_thin.png" in captured.err and "1×3000 px" in captured.err
+    assert "1 of 4 images could not be read" in captured.err and "Traceback" not in captured.err
+    record = json.loads(Path("all.json").read_text())
+    assert len(record["images"]) == 3 and "1×3000 px" in record["failed"][0]["error"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such file names")
+@pytest.mark.parametrize("model", ["digits_classifier", "digits_detector"])
+def test_file_names_of_any_bytes(tool: ModuleType, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    Path("odd").mkdir()
+    for name in (b"latin\xff.png", b"tab\tand\nline.png"):
+        Path("samples/scenes/00000.png").rename(Path("odd") / os.fsdecode(name))
+        write_samples("samples", digits=0, scenes=1)
+    (Path("odd") / os.fsdecode(b"broken\xfe.png")).touch()
+    assert call(tool, "odd", "--model", model, "--json", "all.json") == 2
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    names = {line.split("\t")[0] for line in lines}
+    assert names == {"odd/latin\\xff.png", "odd/tab\\tand\\nline.png"}
+    assert all(len(line.split("\t")) == 3 + (model == "digits_detector") for line in lines)
+    record = json.loads(Path("all.json").read_text("utf-8"))
+    assert [i["path"] for i in record["images"]] == ["odd/latin\\xff.png", "odd/tab\tand\nline.png"]
+    assert record["failed"][0]["path"] == "odd/broken\\xfe.png" and "broken\\xfe.png" in captured.err
+
+
+def test_a_name_that_the_terminal_s_encoding_lacks(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("samples/digits").rename("samples/日本")
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert call(tool, "samples/日本", "--model", "digits_classifier") == 0
+    stdout.seek(0)
+    assert "samples/\\u65e5\\u672c/" in stdout.read()
+
+
 def test_pictures_never_replace_images_and_are_not_read_again(
     tool: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,8 +175,9 @@ def test_pictures_never_replace_images_and_are_not_read_again(
     assert "would overwrite the image itself" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in Path("samples").rglob("*.png")} == before
     for _ in range(2):
-        assert call(tool, ".", "--model", "digits_detector") == 0
-        assert "8 picture(s)" in capsys.readouterr().err
+        for images in (".", "**/*.png"):
+            assert call(tool, images, "--model", "digits_detector") == 0
+            assert "8 picture(s)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

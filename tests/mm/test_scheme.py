@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,6 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmengine.runner.checkpoint import load_state_dict
 
@@ -25,13 +20,13 @@ from prunet_zoo.errors import CheckpointError, UnknownNameError
 from prunet_zoo.mm.backbone import PruNet
 from prunet_zoo.mm.checks import check_pretrained
 from prunet_zoo.mm.classifier import PruNetClassifier
-from prunet_zoo.mm.cli import load_config, run_tool
+from prunet_zoo.mm.cli import load_config
 from prunet_zoo.mm.publish_config import write_config
 from prunet_zoo.mm.training import set_arch, set_weights
 from prunet_zoo.models import create_model, load_state
 from prunet_zoo.zoo.fetch import DownloadError
 from prunet_zoo.zoo.home import shared_folder
-from prunet_zoo.zoo.index import ModelEntry, load_index
+from prunet_zoo.zoo.index import load_index
 
 ROOT = Path(__file__).resolve().parents[2]
 P0 = "prunet://prunet_p0"
@@ -39,61 +34,16 @@ SCENES = ROOT / "configs/detection/retinanet_prunet-cpu-small_fpn_digit-scenes.p
 QUIET = ["--cfg-options", "visualizer=None", "log_level=WARNING"]
 DIGITS = tuple(str(i) for i in range(10))
 State = dict[str, torch.Tensor]
-
-
-def random_state(model: torch.nn.Module) -> State:
-    for buffer in model.buffers():  # statistics that differ from a fresh network's
-        if buffer.is_floating_point():
-            buffer.uniform_(0.5, 1.5)
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+RandomState = Callable[[torch.nn.Module], State]
+pytestmark = pytest.mark.usefixtures("zoo_home")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def p0(home: Path) -> State:
+def p0(home: Path, random_state: RandomState) -> State:
     torch.manual_seed(5)
     model = create_model("prunet_p0")
     state = random_state(model)
     save_weights(home / "prunet_p0.safetensors", state, model.spec)
-    return state
-
-
-@pytest.fixture(autouse=True)
-def _zoo(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The weights folder, no way to the network, and MMEngine's default scope as it was."""
-    monkeypatch.setenv("PRUNET_HOME", str(home))
-    monkeypatch.delenv("PRUNET_MIRROR", raising=False)
-    monkeypatch.setattr("prunet_zoo.zoo.download.fetch", offline)
-    kept = dict(DefaultScope._instance_dict)
-    yield
-    DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(kept)
-
-
-def offline(*args: Any, **kwargs: Any) -> None:
-    raise DownloadError("no address could be reached")
-
-
-def list_model(monkeypatch: pytest.MonkeyPatch, name: str, **fields: Any) -> None:
-    """Put a model, whose spec lies in its weights, into the zoo's index."""
-    preprocess = {"input_size": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
-    weights = {"file": f"{name}.zip", "url": "https://example.invalid/x", "licence": "Apache-2.0", "origin": "a test"}
-    data = {"name": name, "config": "x.py", "classes": DIGITS, "preprocess": preprocess, "weights": weights, **fields}
-    monkeypatch.setitem(load_index(), name, ModelEntry.model_validate(data))
-
-
-@pytest.fixture
-def tiny(home: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch) -> State:
-    """``prunet://tiny``: a classifier for 10 classes, with the architecture of `tiny_config`."""
-    list_model(monkeypatch, "tiny")
-    torch.manual_seed(6)
-    model = create_model(load_config(tiny_config).model.arch.to_dict())
-    state = random_state(model)
-    save_weights(home / "tiny.safetensors", state, model.spec)
     return state
 
 
@@ -198,13 +148,15 @@ def test_names_that_the_classifier_takes(tiny: State, tiny_config: Path, prefix:
     around.load_state_dict({}, strict=False)  # a part that a checkpoint does not have is the outer model's affair
 
 
-def test_detector_of_the_zoo(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detector_of_the_zoo(
+    tmp_path: Path, home: Path, list_model: Callable[..., None], random_state: RandomState
+) -> None:
     """DetInferencer and init_detector get weights and class names, with a config or, where the file has it, without."""
     from mmdet.apis import DetInferencer, init_detector
     from PIL import Image
 
     names = tuple("abcdefghij")
-    list_model(monkeypatch, "tiny_detector", task="detection", preprocess=None, classes=names)
+    list_model("tiny_detector", task="detection", preprocess=None, classes=names)
     cfg = load_config(SCENES)
     set_arch(cfg, None)
     detector = build_detector(cfg.model)
@@ -344,104 +296,3 @@ def test_unknown_names_and_offline(number: int) -> None:
         load("prunet://prunet_p2")
     with pytest.raises(DownloadError, match=r"^no address could be reached\nWithout a way to .*bring https://"):
         load("prunet://prunet_p1")
-
-
-def test_what_a_tool_says_offline(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = [str(tiny_config), "--work-dir", str(tmp_path), *QUIET]
-    for name, more in (("train", ["--weights", "prunet://gpunet_0"]), ("test", ["prunet://gpunet_0"])):
-        status, message = call(name, [*argv[:1], *more, *argv[1:]], capsys)
-        assert status == 2 and message.startswith("error: no address could be reached\nWithout a way to ")
-        assert "Traceback" not in message
-    status, message = call("test", ["prunet_p2", *argv[1:]], capsys)
-    assert status == 2 and message.startswith("error: unknown zoo model 'prunet_p2'; did you mean 'prunet_p1'")
-
-
-def call(name: str, argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    spec = importlib.util.spec_from_file_location(f"scheme_tool_{name}", ROOT / "tools" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    capsys.readouterr()
-    import signal
-
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as caught:
-        run_tool(module.main, argv)
-    signal.signal(signal.SIGTERM, before)
-    return int(caught.value.code or 0), capsys.readouterr().err
-
-
-# ---- the tools
-
-
-FROZEN = ["optim_wrapper.optimizer.lr=0.0", "optim_wrapper.optimizer.weight_decay=0.0", "train_cfg.max_epochs=1"]
-
-
-@pytest.mark.parametrize("classes", [10, 12])
-@pytest.mark.parametrize("how", ["weights", "load_from"])
-def test_training_starts_from_the_zoo(
-    tiny: State, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, classes: int
-) -> None:
-    """Without learning, the run ends with the zoo's weights; averaged ones too, and only a head for others is fresh."""
-    options = [*FROZEN, *(["load_from=prunet://tiny"] if how == "load_from" else [])]
-    weights = ["--weights", "prunet://tiny"] if how == "weights" else []
-    if classes != 10:  # the digits have 10 classes; the head's shape is what matters
-        options += [f"model.num_classes={classes}", "train_dataloader.dataset.type=TwelveDigits"]
-        options += ["val_dataloader.dataset.type=TwelveDigits"]
-    status, message = call("train", [str(tiny_config), *weights, "--work-dir", str(tmp_path), *QUIET, *options], capsys)
-    assert status == 0, message
-    checkpoint = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
-    learned = [name for name in tiny if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
-    for prefix, state in (("net.", checkpoint["state_dict"]), ("module.net.", checkpoint["ema_state_dict"])):
-        for name in learned:
-            same = state[prefix + name].shape == tiny[name].shape and torch.equal(state[prefix + name], tiny[name])
-            assert same is (classes == 10 or not name.startswith("classifier.")), name
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _twelve() -> Iterator[None]:
-    from prunet_zoo.mm.datasets import DigitsDataset
-    from prunet_zoo.registry import DATASETS
-
-    class TwelveDigits(DigitsDataset):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            self.metainfo = {"classes": tuple(str(i) for i in range(12))}
-
-    for registry in (DATASETS, DATASETS.parent):
-        registry.register_module(module=TwelveDigits)
-    yield
-    for registry in (DATASETS, DATASETS.parent):
-        registry.module_dict.pop("TwelveDigits")
-
-
-def test_arch_and_weights_of_the_tools(tiny: State, tiny_config: Path) -> None:
-    for config in (tiny_config, SCENES):
-        cfg = load_config(config, {"model.backbone.out_indices": (0, 1)} if config == SCENES else None)
-        set_arch(cfg, "prunet://tiny")
-        set_weights(cfg, "prunet://tiny")
-        holder = cfg.model.get("backbone") or cfg.model
-        assert holder.arch.name == "tiny" and holder.init_cfg.checkpoint == "prunet://tiny"
-    cfg = load_config(tiny_config)
-    set_arch(cfg, "prunet://gpunet_d2")  # a listed architecture: nothing is downloaded
-    assert prunet_zoo.NetSpec.from_dict(cfg.model.arch.to_dict()) == prunet_zoo.load_spec("gpunet_d2")
-
-
-def test_test_tool_takes_the_address(
-    tiny: State, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = [str(tiny_config), "prunet://tiny", "--work-dir", str(tmp_path), "--json", str(tmp_path / "t.json"), *QUIET]
-    assert call("test", argv, capsys)[0] == 0
-    record = json.loads((tmp_path / "t.json").read_text())
-    assert record["checkpoint"] == "prunet://tiny" and record["images"] == 50 and "top1" in record["metrics"]
-
-
-def test_registering_costs_little() -> None:
-    """The scheme is there after ``import prunet_zoo``, which loads neither mmdet nor what downloads and converts."""
-    code = (
-        "import sys, prunet_zoo\nfrom mmengine.runner import CheckpointLoader\n"
-        "heavy = ['mmdet', 'mmcv', 'prunet_zoo.zoo.download', 'prunet_zoo.zoo.convert', 'prunet_zoo.zoo.predict']\n"
-        "print('prunet://' in CheckpointLoader._schemes, [name for name in heavy if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True []"

@@ -10,6 +10,7 @@ import os
 import random
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -63,8 +64,9 @@ def archive(seed: int = 0, spec: dict[str, Any] | None = None, year: int = 2022)
     return memory.getvalue()
 
 
-def convert_checkpoint(source: str | Path, name: str, out: str | Path) -> Path:
+def convert_checkpoint(source: str | Path, name: str, out: str | Path, published: bool = False) -> Path:
     """Stands in for the real conversion, which has tests of its own: unpacks, and refuses what is damaged."""
+    assert published, "the licence of what was downloaded is that of the index"
     try:
         with zipfile.ZipFile(source) as file, file.open("tiny.safetensors") as inner, open(out, "wb") as outer:
             shutil.copyfileobj(inner, outer)
@@ -142,6 +144,7 @@ class Zoo:
         """The weights are right or absent, and nothing is left that could be taken for them."""
         if self.ready.exists():
             assert self.ready.read_bytes() in (weights(0, SPEC), weights(1, SPEC))
+            assert self.record.exists() or self.entry.weights.sha256, "made by download, but not recorded"
         names = {p.name for p in self.home.iterdir()} if self.home.is_dir() else set()
         known = ("", ".sha256", ".lock", ".part", ".part.json")
         assert names <= {"tiny.safetensors", *(FILE + ending for ending in known)}
@@ -157,8 +160,45 @@ class _Patch:
         mapping[key] = value
 
 
+STEPS = ("before the conversion", "while converting", "converted", "installed", "recorded", "ready")
+
+
+def die_when(step: str) -> None:
+    """Let this process be killed at a step of a download."""
+    from prunet_zoo.zoo import download, partial
+
+    def die(*args: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def die_for(name: str, function: Any) -> Any:
+        return lambda path, *args, **more: (die if Path((path, *args)[-1]).name == name else function)(
+            path, *args, **more
+        )
+
+    def die_writing(source: Path, name: str, out: Path, published: bool) -> Path:
+        out.with_name(f".{out.name}.x7_.tmp").write_bytes(b"half")
+        out.write_bytes(b"half")
+        die()
+        return out
+
+    module: Any = sys.modules["prunet_zoo.zoo.convert"]
+    if step == "before the conversion":
+        module.convert_checkpoint = die
+    elif step == "while converting":
+        module.convert_checkpoint = die_writing
+    elif step == "converted":
+        partial.Part.install = die  # type: ignore[method-assign]
+    elif step == "installed":
+        download.write_record = die
+    elif step == "recorded":
+        os.replace = die_for("tiny.safetensors", os.replace)
+    elif step == "ready":
+        Path.unlink = die_for(FILE, Path.unlink)  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     make_zoo(_Patch, Path(sys.argv[1]), sys.argv[2])
+    die_when(os.environ.get("BENCH_DIES", ""))
     tool = str(ROOT / "tools" / "download.py")
     sys.argv = [tool, *sys.argv[3:]]
     runpy.run_path(tool, run_name="__main__")

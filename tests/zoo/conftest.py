@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,3 +48,12 @@ def zoo(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     tiny = Zoo(server, tmp_path, monkeypatch)
     yield tiny
     tiny.check()
+
+
+@pytest.fixture
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Folder for temporary files: empty after each test, whatever was read in it."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert list(folder.iterdir()) == []

@@ -22,12 +22,13 @@ from synthetic import random_state, saved, synthetic_state, training_checkpoint,
 
 from prunet_zoo import create_model, load_spec
 from prunet_zoo.errors import CheckpointError, UnknownNameError
-from prunet_zoo.files import WriteError
+from prunet_zoo.files import WriteError, sha256_of
+from prunet_zoo.metadata import read_metadata
 from prunet_zoo.models import load_state, read_weights_spec
 from prunet_zoo.zoo.convert import convert_checkpoint, to_own_names
-from prunet_zoo.zoo.fetch import sha256_of
 from prunet_zoo.zoo.index import find_model, load_index
 from prunet_zoo.zoo.names import STAGES, published_names
+from prunet_zoo.zoo.records import Recorded, write_record
 
 NAME = "gpunet_0"  # the fewest tensors
 HEAD = "network. layer15.net.6"
@@ -104,21 +105,60 @@ def test_what_lies_in_the_zip_may_be_of_any_form(content: str, state: State, own
     assert same(load_state(out), dict(sorted(own.items())))
 
 
+def metadata(path: Path) -> dict[str, Any]:
+    return {key: json.loads(value) for key, value in read_metadata(path).items() if key != "format"}
+
+
 def test_metadata(state: State, tmp_path: Path) -> None:
-    source = write_zip(NAME, state, tmp_path / "gpunet_0.zip")
-    out = convert_checkpoint(source, NAME, tmp_path / "out.safetensors")
-    with safe_open(str(out), framework="pt") as file:
-        meta = {k: json.loads(v) for k, v in file.metadata().items() if k != "format"}
     entry = find_model(NAME)
+    source = write_zip(NAME, state, tmp_path / entry.weights.file)
+    out = convert_checkpoint(source, NAME, tmp_path / "out.safetensors")
+    meta = metadata(out)
     assert meta["name"] == NAME
     assert meta["licence"] == "Apache-2.0"
     assert "NVIDIA" in meta["origin"] and meta["origin"] == entry.weights.origin
-    assert meta["source"] == "gpunet_0.zip"
+    assert meta["source"] == entry.weights.file
     assert meta["source_sha256"] == sha256_of(source)
     assert meta["classes"] == "imagenet-1k"
     assert (meta["preprocess"]["input_size"], meta["preprocess"]["crop_pct"]) == (320, 1.0)
     assert read_weights_spec(out) == load_spec(NAME)
     assert convert_checkpoint(source, NAME, tmp_path / "b.safetensors").read_bytes() == out.read_bytes()
+
+
+def test_only_the_published_file_has_the_published_licence(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name and member, by a recorded sha256, or because it was downloaded; and not with another head."""
+    weights, out = find_model(NAME).weights, tmp_path / "out.safetensors"
+    monkeypatch.setenv("PRUNET_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+
+    def provenance(source: Path, **options: Any) -> tuple[str | None, str]:
+        meta = metadata(convert_checkpoint(source, NAME, out, **options))
+        return meta["licence"], meta["origin"]
+
+    theirs = (weights.licence, weights.origin)
+    right = write_zip(NAME, state, tmp_path / weights.file)
+    mine = right.rename(tmp_path / "mine.zip")
+    own = (None, "converted from mine.zip, architecture gpunet_0")
+    assert provenance(mine) == own
+    assert provenance(mine, published=True) == theirs
+    assert provenance(mine, licence="MIT", origin="a run") == ("MIT", "a run")
+    write_record(tmp_path / "home" / weights.file, Recorded("0" * 64))
+    assert provenance(mine) == own
+    write_record(tmp_path / "home" / weights.file, Recorded(sha256_of(mine)))
+    assert provenance(mine) == theirs
+    write_record(tmp_path / "home" / weights.file, Recorded("0" * 64))
+    named = tmp_path / weights.file
+    with zipfile.ZipFile(named, "w") as archive:
+        archive.writestr("another.pth", saved(state))
+    assert provenance(named)[0] is None
+    named.write_bytes(saved(state))
+    assert provenance(named)[0] is None
+    tuned = {**state, f"{HEAD}.weight": torch.randn(7, 1280), f"{HEAD}.bias": torch.randn(7)}
+    assert provenance(write_zip(NAME, tuned, named))[0] is None
+    assert provenance(named, published=True)[0] is None
+    assert provenance(write_zip(NAME, state, named)) == theirs
 
 
 def test_a_fine_tuned_head_is_taken_with_its_number_of_classes(state: State, tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +15,8 @@ from synthetic import synthetic_state, write_zip
 
 from prunet_zoo import create_model
 from prunet_zoo.errors import CheckpointError
-from prunet_zoo.zoo.fetch import sha256_of
+from prunet_zoo.files import sha256_of
+from prunet_zoo.metadata import read_metadata
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "convert.py"
@@ -39,12 +40,8 @@ runpy.run_path({tool!r}, run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert_tool", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return load_tool("convert")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +69,7 @@ def test_as_a_process_without_mmengine(source: Path, tmp_path: Path, env: dict[s
         f"{out}: gpunet_d1, 411 tensors, 10,589,859 parameters, {out.stat().st_size:,} bytes, sha256 {sha256_of(out)}"
     )
     assert create_model(out).spec.name == "gpunet_d1"
+    assert read_metadata(out)["licence"] == "null"  # of d1.zip, which is not the published file's name
 
     again = subprocess.run(args, capture_output=True, text=True, timeout=120, env=env)
     assert again.returncode == 2
@@ -101,7 +99,9 @@ def test_force_and_errors(tool: ModuleType, source: Path, tmp_path: Path, capsys
     with pytest.raises(CheckpointError, match=r"do not fit gpunet_1: .* They fit gpunet_d1: give that as the arch"):
         tool.main([str(source), "--arch", "gpunet_1", "--out", str(out), "--force"])
     assert out.read_bytes() == b"before"
-    assert tool.main([str(source), "--arch", "gpunet_d1", "--out", str(out), "--force"]) == 0
+    told = ["--licence", "MIT", "--origin", "a run"]
+    assert tool.main([str(source), "--arch", "gpunet_d1", "--out", str(out), "--force", *told]) == 0
+    assert {key: read_metadata(out)[key] for key in ("licence", "origin")} == {"licence": '"MIT"', "origin": '"a run"'}
     assert "411 tensors, 10,589,859 parameters" in capsys.readouterr().out
     assert create_model(out).num_classes == 1000
 

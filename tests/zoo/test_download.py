@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
+import json
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import bench
+import numpy as np
 import pytest
 from bench import ARCHIVE, SHA, Zoo
 from server import Quirk, serving
@@ -20,10 +18,9 @@ from server import Quirk, serving
 from prunet_zoo.errors import CheckpointError, UnknownNameError
 from prunet_zoo.files import WriteError
 from prunet_zoo.zoo import fetch as fetch_module
-from prunet_zoo.zoo import home as home_module
 from prunet_zoo.zoo.download import download
-from prunet_zoo.zoo.fetch import ChecksumError, DiskError, DownloadError, Retry
-from prunet_zoo.zoo.partial import Part
+from prunet_zoo.zoo.fetch import ChecksumError, DownloadError, Retry
+from prunet_zoo.zoo.partial import Origin, Part
 from prunet_zoo.zoo.ready import check_ready
 
 
@@ -56,6 +53,63 @@ def test_force_brings_it_again(zoo: Zoo) -> None:
     zoo.ready.write_bytes(b"")
     download("tiny", force=True)
     assert len(zoo.server.requests) == 2 and zoo.ready.read_bytes() == bench.weights(0, bench.SPEC)
+
+
+def test_force_does_not_take_a_finished_part(zoo: Zoo) -> None:
+    """An unfinished one is gone on with: the server is asked whether it is the same file."""
+
+    def full(*args: Any, **options: Any) -> Path:
+        raise WriteError("disk full")
+
+    with zoo.patch.context() as patched:
+        patched.setattr(sys.modules["prunet_zoo.zoo.convert"], "convert_checkpoint", full)
+        with pytest.raises(WriteError):
+            download("tiny")
+    assert Part(zoo.archive).complete
+    zoo.change()
+    download("tiny", force=True)
+    assert zoo.ready.read_bytes() == bench.weights(1, bench.SPEC)
+    zoo.record.unlink()
+    for data, ranged in ((bench.archive(1), bench.archive(1)[70_000:]), (ARCHIVE, ARCHIVE)):  # the second: changed
+        zoo.server.requests.clear()
+        zoo.server.quirks = [Quirk(drop=70_000), Quirk(status=404)]
+        with pytest.raises(DownloadError):
+            download("tiny", force=True)
+        assert not Part(zoo.archive).complete
+        zoo.server.add(f"/up/{bench.FILE}", data)
+        download("tiny", force=True)
+        last = zoo.server.requests[-1]
+        assert (last.range, last.sent) == ("bytes=70000-", len(ranged))
+        zoo.record.unlink()
+    download("tiny", force=True)
+    assert zoo.ready.read_bytes() == bench.weights(0, bench.SPEC)
+
+
+def test_ready_without_a_record_beside_what_it_was_made_from(zoo: Zoo) -> None:
+    """Such as an older version left when it was killed: the record is made up for, without the network."""
+    from safetensors.numpy import save
+
+    numbers = {"numbers": np.zeros(3, np.int32)}
+    mine = {
+        made: save(numbers, {"spec": json.dumps(bench.SPEC), "source_sha256": json.dumps(made)}) for made in (SHA, "")
+    }
+    zoo.home.mkdir()
+    part = Part(zoo.archive)
+    for left in (zoo.archive, part.path):
+        part.begin(Origin(url=zoo.url, total=len(ARCHIVE)))
+        for made, content in mine.items():
+            zoo.ready.write_bytes(content)
+            left.write_bytes(ARCHIVE)
+            assert download("tiny") == zoo.ready
+            assert zoo.ready.read_bytes() == content and left.exists() == (left == zoo.archive or made != SHA)
+            assert zoo.record.exists() == (made == SHA)  # another file is none of ours
+            if made == SHA:
+                assert hashlib.sha256(bench.weights(0, bench.SPEC)).hexdigest() in zoo.record.read_text()
+                zoo.record.unlink()
+                part.begin(Origin(url=zoo.url, total=len(ARCHIVE)))
+        left.unlink()
+        zoo.ready.unlink()
+    assert zoo.server.requests == []
 
 
 def test_keep_brings_the_archive_of_what_is_ready(zoo: Zoo) -> None:
@@ -208,41 +262,8 @@ def test_another_file_in_their_place(zoo: Zoo, spec: dict[str, Any] | None) -> N
     assert zoo.ready.read_bytes() == bench.weights(0, bench.SPEC)
 
 
-def test_mirrors(zoo: Zoo, tmp_path: Path) -> None:
-    folder = tmp_path / "mirror"
-    folder.mkdir()
-    http = f"{zoo.server.base}/mirror/"
-    zoo.patch.setenv("PRUNET_MIRROR", f" {http}, {folder.as_uri()}\n")
-    download("tiny")
-    assert [r.path for r in zoo.server.requests] == [f"/mirror/{bench.FILE}", f"/up/{bench.FILE}"]
-    (folder / bench.FILE).write_bytes(ARCHIVE)
-    for mirror in (str(folder), folder.as_uri(), f"{http},{folder}/"):
-        zoo.server.requests.clear()
-        zoo.patch.setenv("PRUNET_MIRROR", mirror)
-        download("tiny", force=True)
-        assert f"/up/{bench.FILE}" not in [r.path for r in zoo.server.requests]
-    zoo.server.add(f"/mirror/{bench.FILE}", ARCHIVE)
-    zoo.server.requests.clear()
-    zoo.patch.setenv("PRUNET_MIRROR", http)
-    download("tiny", force=True)
-    assert [r.path for r in zoo.server.requests] == [f"/mirror/{bench.FILE}"]
-
-
-def test_a_mirror_with_another_file(zoo: Zoo, tmp_path: Path) -> None:
-    (tmp_path / bench.FILE).write_bytes(b"PK rubbish")
-    zoo.patch.setenv("PRUNET_MIRROR", str(tmp_path))
-    download("tiny")
-    assert zoo.ready.read_bytes() == bench.weights(0, bench.SPEC)
-
-
-def test_a_mirror_that_is_none(zoo: Zoo) -> None:
-    zoo.patch.setenv("PRUNET_MIRROR", "s3://bucket/zoo")
-    with pytest.raises(DownloadError, match=r"\$PRUNET_MIRROR has s3://…; a mirror is"):
-        download("tiny")
-
-
 def test_no_space_for_the_converted_file(zoo: Zoo) -> None:
-    def full(*args: Any) -> Path:
+    def full(*args: Any, **options: Any) -> Path:
         raise WriteError("disk full")
 
     with zoo.patch.context() as patched:
@@ -252,42 +273,6 @@ def test_no_space_for_the_converted_file(zoo: Zoo) -> None:
     assert not zoo.ready.exists() and Part(zoo.archive).size == len(ARCHIVE)
     download("tiny")
     assert len(zoo.server.requests) == 1 and not Part(zoo.archive).path.exists()
-
-
-@contextlib.contextmanager
-def unprivileged() -> Iterator[None]:
-    """As a user whom permissions bind."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="permissions of another kind")
-def test_read_only_folder(zoo: Zoo) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        zoo.spec = bench.write_spec(Path(folder))
-        zoo.list()
-        zoo.home = Path(folder) / "home"
-        zoo.home.mkdir()
-        zoo.patch.setenv("PRUNET_HOME", str(zoo.home))
-        zoo.home.chmod(0o555)
-        with unprivileged(), pytest.raises(DiskError, match=r"Permission denied.*\$PRUNET_HOME"):
-            download("tiny")
-        assert list(zoo.home.iterdir()) == []
-        zoo.home.chmod(0o755)
-        zoo.ready.write_bytes(bench.weights(0, bench.SPEC))
-        zoo.ready.chmod(0o444)
-        zoo.home.chmod(0o555)
-        with unprivileged():
-            assert download("tiny") == zoo.ready
-        assert list(zoo.home.iterdir()) == [zoo.ready] and zoo.server.requests == []
-        zoo.home.chmod(0o755)
 
 
 def test_bundled(zoo: Zoo, tmp_path: Path) -> None:
@@ -304,19 +289,6 @@ def test_bundled(zoo: Zoo, tmp_path: Path) -> None:
 def test_unknown_name(zoo: Zoo) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'tiny'"):
         download("tinny")
-
-
-def test_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PRUNET_HOME", "~/zoo")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert home_module.weights_home() == tmp_path / "zoo"
-    monkeypatch.setenv("PRUNET_HOME", "")
-    assert home_module.weights_home() == bench.ROOT / "checkpoints"
-    monkeypatch.setattr(home_module, "repository", lambda: None)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert home_module.weights_home() == tmp_path / "cache" / "prunet_zoo"
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert home_module.weights_home() == tmp_path / ".cache" / "prunet_zoo"
 
 
 def test_a_real_network_end_to_end(

@@ -78,6 +78,30 @@ def test_stopped_in_the_middle(zoo: Zoo, number: int, status: int) -> None:
     assert zoo.server.requests[1].range == f"bytes={there}-" and zoo.server.requests[1].sent == len(ARCHIVE) - there
 
 
+@pytest.mark.parametrize(("step", "force"), [*((step, False) for step in bench.STEPS), ("installed", True)])
+def test_killed_between_the_steps(zoo: Zoo, step: str, force: bool) -> None:
+    """The sha256 of the first use is never lost, nothing is fetched twice, and nothing is left behind."""
+    process = zoo.start("tiny", *["--force"] * force, BENCH_DIES=step)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == -signal.SIGKILL, err
+    assert zoo.record.exists() or not zoo.ready.exists()
+    assert zoo.ready.exists() == (step == "ready")
+    assert download("tiny") == zoo.ready
+    assert zoo.record.read_text().startswith(SHA) and len(zoo.server.requests) == 1
+    assert {p.name for p in zoo.home.glob(".*")} == set() and not Part(zoo.archive).path.exists()
+
+
+def test_a_reader_who_goes_away(zoo: Zoo) -> None:
+    for args in (("--list",), ("--list", "--json"), ("tiny",)):
+        process = zoo.start(*args, PYTHONUNBUFFERED="1")
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read().count("Traceback") == 0
+        assert process.wait(timeout=100) == 0, args
+        process.stderr.close()
+    assert zoo.ready.exists()
+
+
 def test_tool_with_several(zoo: Zoo, tmp_path: Path) -> None:
     missing = tmp_path / "elsewhere"
     zoo.patch.setattr("prunet_zoo.zoo.ready.shared_folder", lambda name: missing)

@@ -19,7 +19,7 @@ from prunet_zoo.zoo.partial import Origin, Part
 
 
 def test_normal(server: Server, target: Path) -> None:
-    done = get(server.add("/a/x.zip", DATA), target, sha256=SHA, size=len(DATA))
+    done = get(server.add("/a/x.zip", DATA), target, sha256=SHA)
     assert_whole(target, done)
     assert done.url == f"{server.base}/a/x.zip"
     (request,) = server.requests
@@ -137,7 +137,7 @@ def test_retry_after_that_is_too_long(server: Server, target: Path) -> None:
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-1", "Mon, 99 Foo"])
+@pytest.mark.parametrize("text", ["", "soon", "-1", "Mon, 99 Foo", "²", "9" * 400, "Fri, 31 Dec 9999 23:59:59 -1200"])
 def test_retry_after_that_says_nothing(server: Server, target: Path, text: str) -> None:
     server.quirks = [Quirk(status=503, headers={"Retry-After": text})]
     assert_whole(target, get(server.add("/x.zip", DATA), target))
@@ -159,7 +159,8 @@ def test_range_not_satisfiable(server: Server, target: Path) -> None:
     "content_range",
     ["bytes 0-199999/200000", "bytes 60000-189999/200000", "bytes 70001-199999/200000", "bytes 70000-199999/200001",
      "bytes 70000-199999/199999", "bytes 70000-69999/200000", "bytes 70000-100000/200000",
-     "items 1-2/3", "bytes */200000"],
+     "items 1-2/3", "bytes */200000", f"bytes 70000-199999/{'9' * 5000}", f"bytes {'7' * 5000}-8/9",
+     "bytes ²-199999/200000"],
 )  # fmt: skip
 def test_other_bytes_than_asked_for(server: Server, target: Path, content_range: str) -> None:
     server.quirks = [Quirk(drop=70_000), Quirk(content_range=content_range)]
@@ -185,20 +186,9 @@ def test_declared_shorter_than_it_is(server: Server, target: Path) -> None:
     url = server.add("/x.zip", DATA)
     with pytest.raises(ChecksumError, match=f"expected {SHA}"):
         get(url, target, sha256=SHA)
-    with pytest.raises(DownloadError, match="offers 199,900 bytes, the file has 200,000"):
-        get(url, target, size=len(DATA))
     with pytest.raises(DownloadError, match="not these weights: cut off"):
         get(url, target, check=whole_only)
     assert_nothing(target)
-
-
-@pytest.mark.parametrize("difference", [-5, 5])
-def test_another_length_than_known(server: Server, target: Path, difference: int) -> None:
-    for quirk in (GOOD, Quirk(chunked=True)):
-        server.always = quirk
-        with pytest.raises(DownloadError, match=r"the file has|sends more than"):
-            get(server.add("/x.zip", DATA), target, size=len(DATA) + difference)
-        assert_nothing(target)
 
 
 def test_changed_between_the_parts(server: Server, target: Path) -> None:

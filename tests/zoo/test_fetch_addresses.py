@@ -96,6 +96,19 @@ def test_addresses_that_are_none(target: Path) -> None:
             get(url, target, retry=Retry(tries=1))
 
 
+@pytest.mark.parametrize("url", ["http://", "http:///x.zip"])
+def test_an_address_without_a_host_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, target: Path, url: str) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("tries again what cannot be"))
+    with pytest.raises(DownloadError, match=r"is no address that can be asked: no host given$"):
+        get(url, target)
+
+
+def test_letters_beyond_ascii(server: Server, target: Path) -> None:
+    server.add("/m%C3%A4ny%20files/x.zip", DATA)
+    for path in ("/mäny files/x.zip", "/m%C3%A4ny%20files/x.zip", "/mäny%20files/x.zip"):
+        assert_whole(target, get(server.base + path, target))
+
+
 def test_nobody_listens(target: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]

@@ -258,7 +258,7 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, server: Server, targ
     server.always = Quirk(delay=0.02)
     get(server.add("/x.zip", DATA), target, reporter=Reporter())
     assert "trying again in 0 s" in screen.getvalue() and "/200.0 kB" in screen.getvalue()
-    assert re.search(r"\d B/s|kB/s", screen.getvalue())
+    assert re.search(r"B/s \d:\d\d:\d\d", screen.getvalue())  # rate and time left
 
 
 def test_quiet(server: Server, target: Path, capfd: pytest.CaptureFixture[str]) -> None:

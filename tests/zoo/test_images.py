@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from prunet_zoo.errors import DataError
-from prunet_zoo.zoo.images import find_images, read_ahead, read_rgb
+from prunet_zoo.zoo.images import as_field, as_text, find_images, read_ahead, read_rgb
 
 
 def touch(root: Path, *names: str) -> None:
@@ -40,6 +41,34 @@ def test_results_of_an_earlier_run_are_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "1.png", "out/1.png")
     assert find_images([tmp_path], leave_out=tmp_path / "out") == [tmp_path / "1.png"]
     assert find_images([tmp_path / "out" / "1.png"], leave_out=tmp_path / "out")  # asked for by name
+
+
+def test_of_a_pattern_too_results_of_an_earlier_run_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "1.png", "a/2.png", "out/1.png", "out/a/2.png", "outer/3.png")
+    monkeypatch.chdir(tmp_path)
+    images = [Path("1.png"), Path("a/2.png"), Path("outer/3.png")]
+    assert find_images(["**/*.png"], leave_out="out") == images
+    assert find_images(["*"], leave_out="out") == images  # a folder that the pattern finds
+    assert find_images([str(tmp_path / "**/*.png")], leave_out="./out") == [tmp_path / image for image in images]
+    assert find_images(["out/**/*.png"], leave_out="out") == [Path("out/1.png"), Path("out/a/2.png")]  # asked for
+    with pytest.raises(DataError, match="no image in o"):
+        find_images(["o*t/*.png"], leave_out="out")
+
+
+@given(st.binary(min_size=1, max_size=20))
+def test_every_file_name_can_be_written(name: bytes) -> None:
+    path = name.decode("utf-8", "surrogateescape")  # as Python takes it from the system
+    assert json.loads(json.dumps(as_text(path), ensure_ascii=False).encode("utf-8")) == as_text(path)
+    assert as_field(path).encode("utf-8") and as_field(path).splitlines() == [as_field(path)]
+    assert "\t" not in as_field(path)
+
+
+def test_file_names_stay_what_they_are_where_they_can() -> None:
+    assert as_field("Straße 日本/ x.png") == as_text("Straße 日本/ x.png") == "Straße 日本/ x.png"
+    assert as_text(Path(b"a\xff\t.png".decode("utf-8", "surrogateescape"))) == "a\\xff\t.png"
+    assert as_field(b"a\xff\t\n\x1b[1m.png".decode("utf-8", "surrogateescape")) == "a\\xff\\t\\n\\x1b[1m.png"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +179,16 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         read_rgb(tmp_path / "huge.png")
     with pytest.raises(DataError, match=r"gone\.png"):
         read_rgb(tmp_path / "gone.png")
+
+
+def test_an_image_that_does_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*args: object) -> None:
+        raise MemoryError
+
+    noise(tmp_path / "big.png")
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", exhausted)
+    with pytest.raises(DataError, match=r"big\.png: it does not fit into memory"):
+        read_rgb(tmp_path / "big.png")
 
 
 @given(st.lists(st.booleans(), max_size=20), st.integers(1, 7))

@@ -162,6 +162,16 @@ def test_a_callers_own_weights_come_first(
     assert torch.equal(network.classifier.bias, state["classifier.bias"])
 
 
+@pytest.mark.parametrize("key", ["state_dict_ema", "state_dict", "model"])
+def test_a_callers_training_checkpoint(key: str, one: Weights) -> None:
+    checkpoint = {key: one.state, "epoch": 3}
+    network = timm.create_model(ONE, pretrained=True, pretrained_cfg_overlay={"state_dict": checkpoint})
+    assert torch.equal(network.classifier.bias, one.state["classifier.bias"])
+    broken = {**one.state, "epoch": 3}
+    with pytest.raises(CheckpointError, match=r"the checkpoint is no state dict: .*'epoch' is a int"):
+        timm.create_model(ONE, pretrained=True, pretrained_cfg_overlay={"state_dict": broken})
+
+
 def test_own_weights_of_other_classes(one: Weights, tmp_path: Path) -> None:
     network = timm.create_model(ONE, num_classes=10)
     path = str(tmp_path / "own.pth")

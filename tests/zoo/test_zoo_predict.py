@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from prunet_zoo import create_model, save_weights
+from prunet_zoo import create_model, load_spec, save_weights
 from prunet_zoo.data.samples import write_samples
 from prunet_zoo.errors import CheckpointError, DataError, PrunetError, UnknownNameError
 from prunet_zoo.models import load_state
@@ -27,6 +29,7 @@ from prunet_zoo.zoo.predict import (
     class_names,
     load_classifier,
     read_meta,
+    resized,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,7 +132,83 @@ def test_a_name_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(CheckpointError, match=r"lacks|does not fit|no tensor"):  # the demo's weights are not gpunet_1's
         load_classifier("prunet://gpunet_1")
     assert load_classifier("digits_classifier", weights="prunet://digits_classifier").name == "digits_classifier"
-    assert asked == ["gpunet_1", "digits_classifier"]
+    assert set(asked) == {"gpunet_1", "digits_classifier"}
+
+
+def test_what_a_file_tells_of_itself_comes_before_the_name(tmp_path: Path) -> None:
+    """A fine-tuned network: other classes, other preprocessing, the same layers."""
+    spec = load_spec("gpunet_0").replace(name="mine", num_classes=2, input_size=64)
+    torch.manual_seed(2)
+    model = create_model(spec).eval()
+    path = tmp_path / "tuned.safetensors"
+    save_weights(path, model.state_dict(), spec, classes=["cat", "dog"], preprocess=PREPROCESS)
+    classifier = load_classifier("gpunet_0", weights=path)
+    assert classifier.classes == ("cat", "dog") and classifier.preprocess == Preprocess.model_validate(PREPROCESS)
+    image = Image.effect_noise((64, 64), 70).convert("RGB")
+    assert classifier.predict([image]) == load_classifier(path).predict([image])
+    save_weights(path, model.state_dict(), spec)
+    with pytest.raises(PredictError, match=r"tuned\.safetensors has 2 classes and does not tell their names"):
+        load_classifier("gpunet_0", weights=path)
+
+
+@pytest.mark.parametrize("name", ["gpunet_0", "digits_classifier"])
+def test_a_file_of_another_architecture_is_refused(tmp_path: Path, name: str) -> None:
+    path = tiny_file(tmp_path / "w.safetensors", classes=["a", "b", "c"], preprocess=PREPROCESS)
+    with pytest.raises(CheckpointError, match=rf"w\.safetensors is of the network 'tiny' .* does not fit {name} \("):
+        load_classifier(name, weights=path)
+
+
+def test_a_demo_s_weights_without_a_spec(tmp_path: Path) -> None:
+    path = tmp_path / "plain.pth"
+    torch.save({"state_dict": load_state(DEMO)}, path)
+    image = Image.effect_noise((40, 40), 70).convert("RGB")
+    own = load_classifier("digits_classifier", weights=path)
+    assert own.predict([image]) == load_classifier("digits_classifier").predict([image])
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.integers(1, 96),
+    st.floats(0.5, 1.0),
+    st.sampled_from(["center", "squash"]),
+)
+def test_the_size_that_an_image_is_resized_to_is_known_before(
+    width: int, height: int, side: int, crop_pct: float, crop_mode: str
+) -> None:
+    changes = {"input_size": side, "crop_pct": crop_pct, "crop_mode": crop_mode}
+    preprocess = Preprocess.model_validate({**PREPROCESS, **changes})
+    from timm.data import create_transform
+
+    step = create_transform(is_training=False, **preprocess.model_dump()).transforms[0]
+    assert step(Image.new("RGB", (width, height))).size == resized((width, height), preprocess)
+
+
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000)])
+def test_a_long_thin_image_is_refused_before_it_is_enlarged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    path = tiny_file(tmp_path / "w.safetensors", classes=["a", "b", "c"], preprocess={**PREPROCESS, "input_size": 224})
+    Image.new("RGB", size).save(tmp_path / "thin.png")
+    classifier = load_classifier(path)
+    monkeypatch.setattr(Image.Image, "resize", lambda *args, **options: pytest.fail("the image was resized"))
+    with pytest.raises(DataError, match=rf"thin\.png, {size[0]}×{size[1]} px, would be resized to \d+×\d+ px"):
+        classifier.read(tmp_path / "thin.png")
+    with pytest.raises(DataError, match=r"the image of .* would be resized"):
+        classifier.read(Image.new("RGB", size))
+    monkeypatch.undo()
+    assert load_classifier("digits_classifier").read(tmp_path / "thin.png").shape == (3, 32, 32)  # squashed
+
+
+def test_an_image_that_does_not_fit_into_memory_when_resized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*args: Any, **options: Any) -> None:
+        raise MemoryError
+
+    Image.new("RGB", (50, 40)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image.Image, "resize", exhausted)
+    with pytest.raises(DataError, match=r"x\.png, 50×40 px, does not fit into memory when resized to 32×32 px"):
+        load_classifier("digits_classifier").read(tmp_path / "x.png")
 
 
 def test_imagenet_s_names_are_timm_s() -> None:
