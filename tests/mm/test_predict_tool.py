@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,12 +28,8 @@ DEMO = shared_folder("checkpoints") / "digits_detector.safetensors"
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tool_predict", ROOT / "tools" / "predict.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return load_tool("predict")
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +42,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def call(tool: ModuleType, *argv: str | Path) -> int:
     """Run the tool as its file does; returns the exit status."""
-    import signal
-
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as caught:
-            run_plain_tool(tool.main, [str(word) for word in argv])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(SystemExit) as caught:
+        run_plain_tool(tool.main, [str(word) for word in argv])
     return int(caught.value.code or 0)
 
 

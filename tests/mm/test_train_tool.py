@@ -38,12 +38,8 @@ def tool(name: str) -> ModuleType:
 
 def call(name: str, *argv: str | Path) -> int:
     """Run a tool in this process; returns its exit status."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as caught:
-            run_tool(tool(name).main, [str(a) for a in argv], resumable=name == "train")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(SystemExit) as caught:
+        run_tool(tool(name).main, [str(a) for a in argv], resumable=name == "train")
     return int(caught.value.code or 0)
 
 
