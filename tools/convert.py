@@ -15,8 +15,9 @@ EPILOG = """example:
 Every tensor is consumed and every shape checked; code in a checkpoint is never run. The result carries its spec and
 is taken wherever weights are: create_model("prunet_p0.safetensors"), arch=..., --weights ...
 
-The published zip, under its published name, passes its licence and origin on. Any other file is taken for weights of
-your own: give their --licence and --origin, else the result has no licence and says which file it was converted from.
+The published zip and the .pth.tar in it, under their published names, pass their licence and origin on, and so does a
+safetensors file of ours. Any other file is taken for weights of your own: give their --licence and --origin, else the
+result has no licence and says which file it was converted from.
 """
 
 

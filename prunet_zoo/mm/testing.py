@@ -64,8 +64,8 @@ def prepare_test(cfg: Config, checkpoint: str, arch: str | None = None, data_roo
         data_root: folder with ``val/<class>/``, or that folder itself; None: the config's data.
 
     Raises:
-        DataError: the folder is missing, or its classes are not the network's. ConfigError: the config reads no images
-            from folders. Others: as `look_into`.
+        DataError: the folder is missing or holds no classes, or they are not the network's.
+        ConfigError: the config reads no images from folders. Others: as `look_into`.
     """
     known = look_into(checkpoint)
     set_arch(cfg, known.spec if arch is None else arch)
@@ -106,6 +106,7 @@ def _set_images(cfg: Config, known: Told, data_root: str | None) -> None:
             dataset["data_root"] = str(data_root)
             for key in ("part", "max_per_class"):
                 dataset.pop(key, None)
+        list_classes(find_test_folder(dataset["data_root"], dataset.get("split", "val")))  # said before all is built
         if known.preprocess is not None:
             dataset["transform"] = own_transform(known.preprocess)
         classes = known.classes or _guess_classes(cfg.model.get("num_classes"), dataset)

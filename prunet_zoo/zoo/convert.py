@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from prunet_zoo.errors import CheckpointError, few
 from prunet_zoo.files import sha256_of
+from prunet_zoo.metadata import read_metadata
 from prunet_zoo.models import PruNetClassifier, save_weights
 from prunet_zoo.models.weights import compare, shapes
 from prunet_zoo.spec import NetSpec, load_spec
@@ -63,9 +65,9 @@ def convert_checkpoint(
     fine-tuned head of another number of classes is taken, and its spec says so. ``out`` is replaced if it exists; on
     any error it stays as it was.
 
-    The index's licence and origin are those of the published file only: of a zip that has the published name and the
-    published member in it, or of a file whose sha256 is listed or recorded, with all classes. Weights from elsewhere
-    have the licence that is given here, else none.
+    The index's licence and origin are those of the published file only, with all classes: of the zip or the checkpoint
+    in it under their published names, or of a file whose sha256 is listed or recorded. A safetensors file of ours keeps
+    those that it tells. Weights from elsewhere have the licence that is given here, else none.
 
     Args:
         source: see `prunet_zoo.zoo.checkpoint.read_checkpoint`.
@@ -77,7 +79,8 @@ def convert_checkpoint(
 
     Raises:
         UnknownNameError: no such network.
-        CheckpointError: the file is damaged, hostile, or not of this network.
+        CheckpointError: the file is damaged, hostile, or not of this network; or another licence is given for a
+            published one.
         WriteError: ``out`` cannot be written.
     """
     entry, network, out = find_model(name), _network(name), Path(out)
@@ -93,7 +96,14 @@ def convert_checkpoint(
     has_all_classes = spec.num_classes == network.spec.num_classes
     digest = sha256_of(Path(source))
     if has_all_classes and (published or _is_published(Path(source), digest, entry)):
-        licence, origin = licence or entry.weights.licence, origin or entry.weights.origin
+        if licence or origin:
+            raise CheckpointError(
+                f"{source} is the published file of {entry.name!r} ({entry.weights.licence}; {entry.weights.origin}): "
+                "leave out the licence and the origin"
+            )
+        licence, origin = entry.weights.licence, entry.weights.origin
+    elif Path(source).suffix == ".safetensors":
+        licence, origin = licence or _tells(source, "licence"), origin or _tells(source, "origin")
     save_weights(
         out,
         own,
@@ -112,9 +122,20 @@ def convert_checkpoint(
 def _is_published(source: Path, digest: str, entry: ModelEntry) -> bool:
     """Whether a file is the published one, as far as can be told of one whose sha256 is not published."""
     recorded = read_record(archive_path(entry))
-    if digest in (entry.weights.sha256, recorded.sha256 if recorded else None):
+    if digest == entry.weights.sha256 or (recorded is not None and digest in recorded):
         return True
-    return source.name == entry.weights.file and has_member(source, entry.weights.member)
+    if source.name == entry.weights.file:
+        return has_member(source, entry.weights.member)
+    return source.name == entry.weights.member
+
+
+def _tells(source: str | Path, key: str) -> str | None:
+    """What a safetensors file says of itself, where it is of ours; another's has no such key, or no JSON there."""
+    try:
+        value = json.loads(read_metadata(source).get(key, "null"))
+    except json.JSONDecodeError:
+        return None
+    return value if isinstance(value, str) else None
 
 
 def to_own_names(state: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:

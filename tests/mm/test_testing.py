@@ -17,6 +17,7 @@ from timm.data import ImageNetInfo, create_transform
 
 from prunet_zoo import save_weights
 from prunet_zoo.data.transforms import make_transform
+from prunet_zoo.mm import training
 from prunet_zoo.mm.cli import load_config, run_tool
 from prunet_zoo.mm.testing import available_cores, fit_loader, own_transform
 from prunet_zoo.mm.training import _fit_workers
@@ -333,7 +334,9 @@ def test_damaged_images_are_named(images: Folder, capsys: pytest.CaptureFixture[
         assert message.startswith(f"error: cannot read image {path}: "), message
 
 
-def test_folders_that_are_no_classes(images: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_that_are_no_classes(
+    images: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = sorted(images.root.iterdir())[0]
     first.rename(images.root / "n99999999")
     message = fails(capsys, "small", "--data-root", images.root)
@@ -341,7 +344,9 @@ def test_folders_that_are_no_classes(images: Folder, tmp_path: Path, capsys: pyt
     (images.root / "n99999999").rename(images.root / first.name)
     (images.root / "empty").mkdir()
     assert "'empty'" in fails(capsys, "small", "--data-root", images.root)
-    assert "does not exist" in fails(capsys, "small", "--data-root", tmp_path / "nowhere")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "build_runner", lambda *_, **__: pytest.fail("built before the folder was looked for"))
+        assert "does not exist" in fails(capsys, "small", "--data-root", tmp_path / "nowhere")
     (tmp_path / "loose").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "loose/1.png")
     assert "has no 'val' nor 'test'" in fails(capsys, "small", "--data-root", tmp_path / "loose")

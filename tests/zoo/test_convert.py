@@ -149,6 +149,21 @@ def test_only_the_published_file_has_the_published_licence(
     write_record(tmp_path / "home" / weights.file, Recorded(sha256_of(mine)))
     assert provenance(mine) == theirs
     write_record(tmp_path / "home" / weights.file, Recorded("0" * 64))
+    member = tmp_path / "bare.pth"
+    member.write_bytes(saved(state))
+    assert provenance(member)[0] is None
+    write_record(tmp_path / "home" / weights.file, Recorded("0" * 64, sha256_of(member)))
+    assert provenance(member) == theirs
+    write_record(tmp_path / "home" / weights.file, Recorded("0" * 64))
+    assert provenance(member.rename(tmp_path / str(weights.member))) == theirs
+    with pytest.raises(CheckpointError, match=r"published file of 'gpunet_0' \(Apache-2\.0; .*leave out the licence"):
+        provenance(tmp_path / str(weights.member), licence="MIT")
+    kept = convert_checkpoint(mine, NAME, tmp_path / "kept.safetensors", licence="MIT", origin="a run")
+    assert provenance(kept) == ("MIT", "a run")
+    assert provenance(kept, licence="BSD-3-Clause") == ("BSD-3-Clause", "a run")
+    foreign = tmp_path / "foreign.safetensors"
+    foreign.write_bytes(safetensors_bytes(dict(state), {"licence": "not JSON"}))
+    assert provenance(foreign)[0] is None
     named = tmp_path / weights.file
     with zipfile.ZipFile(named, "w") as archive:
         archive.writestr("another.pth", saved(state))
