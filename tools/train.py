@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from prunet_zoo.mm.cli import add_config_arguments, config_from_args, run_tool
+from prunet_zoo.mm.network import set_arch, set_weights
 from prunet_zoo.mm.own_images import set_data_root
-from prunet_zoo.mm.training import METRICS, set_arch, set_weights, train
+from prunet_zoo.mm.training import METRICS, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:

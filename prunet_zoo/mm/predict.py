@@ -24,8 +24,9 @@ from prunet_zoo.errors import CheckpointError, DataError, PrunetError
 from prunet_zoo.mm.backbone import plain
 from prunet_zoo.mm.classifier import load_pretrained
 from prunet_zoo.mm.cli import ConfigError, load_config
+from prunet_zoo.mm.network import is_detection, register_mmdet, set_arch
 from prunet_zoo.mm.publish_config import parse_config
-from prunet_zoo.mm.training import is_detection, load_strictly, register_mmdet, set_arch
+from prunet_zoo.mm.training import load_strictly
 from prunet_zoo.models import create_model, read_weights_spec
 from prunet_zoo.models.backbone import resolve_arch
 from prunet_zoo.models.weights import load_torch

@@ -20,10 +20,11 @@ from prunet_zoo.errors import CheckpointError, PrunetError
 from prunet_zoo.files import sha256_of, write_atomic
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.hooks import find_net
+from prunet_zoo.mm.network import is_detection
 from prunet_zoo.mm.predict import checkpoint_meta, classifier_classes, detector_classes, load_detector, preprocess_of
 from prunet_zoo.mm.publish_config import write_config
 from prunet_zoo.mm.testing import fit_loader, prepare_test
-from prunet_zoo.mm.training import METRICS, is_detection, load_strictly, test
+from prunet_zoo.mm.training import METRICS, load_strictly, test
 from prunet_zoo.models import load_state, save_weights
 from prunet_zoo.spec import NetSpec
 from prunet_zoo.zoo.index import IMAGENET

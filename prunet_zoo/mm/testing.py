@@ -14,9 +14,9 @@ from prunet_zoo.data.imagefolder import IMAGENET, find_test_folder, list_classes
 from prunet_zoo.data.transforms import evaluation
 from prunet_zoo.mm.backbone import read_state
 from prunet_zoo.mm.cli import ConfigError
+from prunet_zoo.mm.network import is_detection, set_arch
 from prunet_zoo.mm.own_images import image_folders
 from prunet_zoo.mm.scheme import zoo_spec
-from prunet_zoo.mm.training import is_detection, set_arch
 from prunet_zoo.zoo.home import shared_folder
 from prunet_zoo.zoo.index import SCHEME, Preprocess, find_model, is_zoo, load_index
 from prunet_zoo.zoo.predict import Told, told

@@ -12,7 +12,7 @@ from PIL import Image
 
 from prunet_zoo.data.scenes import write_scenes
 from prunet_zoo.errors import CheckpointError, DataError
-from prunet_zoo.mm import draw, training
+from prunet_zoo.mm import draw, network, training
 from prunet_zoo.mm.checks import check_classes, check_files, check_pretrained
 from prunet_zoo.mm.cli import load_config, run_tool
 from prunet_zoo.zoo import download
@@ -29,7 +29,7 @@ def fails(cfg: Config, capsys: pytest.CaptureFixture[str], work_dir: Path, check
 
     def main(argv: object) -> None:
         cfg.work_dir, cfg.experiment_name = str(work_dir), work_dir.name
-        training.set_arch(cfg, None)
+        network.set_arch(cfg, None)
         if checkpoint is None:
             training.train(cfg)
         else:
@@ -166,7 +166,7 @@ def test_the_right_number_of_classes_trains_and_tests(
 ) -> None:
     cfg = pets_config(tiny_config, three_classes, 3)
     cfg.work_dir, cfg.experiment_name = str(tmp_path / "run"), "pets"
-    training.set_arch(cfg, None)
+    network.set_arch(cfg, None)
     assert training.train(cfg)["metrics"]["epoch"] == 1
     other = pets_config(tiny_config, three_classes, 4)
     assert "has 3 classes" in fails(other, capsys, tmp_path / "test", tmp_path / "run" / "last.safetensors")

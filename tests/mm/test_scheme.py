@@ -21,8 +21,8 @@ from prunet_zoo.mm.backbone import PruNet
 from prunet_zoo.mm.checks import check_pretrained
 from prunet_zoo.mm.classifier import PruNetClassifier
 from prunet_zoo.mm.cli import load_config
+from prunet_zoo.mm.network import set_arch, set_weights
 from prunet_zoo.mm.publish_config import write_config
-from prunet_zoo.mm.training import set_arch, set_weights
 from prunet_zoo.models import create_model, load_state
 from prunet_zoo.zoo.fetch import DownloadError
 from prunet_zoo.zoo.home import shared_folder

@@ -15,7 +15,7 @@ import torch
 
 import prunet_zoo
 from prunet_zoo.mm.cli import load_config, run_tool
-from prunet_zoo.mm.training import set_arch, set_weights
+from prunet_zoo.mm.network import set_arch, set_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENES = ROOT / "configs/detection/retinanet_prunet-cpu-small_fpn_digit-scenes.py"

@@ -22,7 +22,8 @@ from prunet_zoo import create_model, load_spec, save_weights
 from prunet_zoo.files import WriteError
 from prunet_zoo.mm.cli import load_config, run_tool
 from prunet_zoo.mm.interrupts import Interrupted
-from prunet_zoo.mm.training import is_detection, make_data, set_arch, set_weights
+from prunet_zoo.mm.network import is_detection, set_arch, set_weights
+from prunet_zoo.mm.training import make_data
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = ["--cfg-options", "visualizer=None", "log_level=WARNING"]
