@@ -33,8 +33,7 @@ REQUIRES = [
     "pyyaml>=6.0",
 ]
 EXTRAS = {
-    # mmcv-lite needs no compiler. A compiled mmcv, or the onedl-* forks (the same import names), serve as well: install
-    # them by hand instead of this extra.
+    # mmcv-lite needs no compiler; a compiled mmcv serves as well
     "mm": [
         "mmengine>=0.10.7,<0.11",
         "mmdet>=3.3.0,<3.4",
@@ -47,6 +46,14 @@ EXTRAS = {
     "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.90", "ruff>=0.6", "mypy>=1.10", "pre-commit>=3.5"],
 }
 EXTRAS["all"] = [requirement for extra in EXTRAS.values() for requirement in extra]
+# the maintained forks, instead of "mm": they have the same import names, so an environment holds one or the other
+EXTRAS["onedl"] = [
+    "onedl-mmengine>=0.10.12,<0.11",
+    "onedl-mmcv>=2.3.6,<2.4",
+    "onedl-mmdetection>=3.5.1,<3.6",
+    "pycocotools>=2.0.7",
+    "tensorboard>=2.14",
+]
 
 
 def read_version() -> str:

@@ -19,6 +19,7 @@ def _child(parent: Registry) -> Registry:
 
 
 MODELS = _child(root.MODELS)
+MODEL_WRAPPERS = _child(root.MODEL_WRAPPERS)
 DATASETS = _child(root.DATASETS)
 HOOKS = _child(root.HOOKS)
 LOOPS = _child(root.LOOPS)

@@ -54,6 +54,16 @@ def load_tool() -> Callable[[str], ModuleType]:
 
 
 @pytest.fixture(scope="session")
+def fake_stages() -> ModuleType:
+    """The module tests/fake_stages.py: stand-ins for the tools that a pipeline calls."""
+    spec = importlib.util.spec_from_file_location("fake_stages", ROOT / "tests" / "fake_stages.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
 def cifar10() -> Path:
     """A folder with 400 training and 100 test images of each CIFAR-10 class, unpacked once into a cache folder."""
     if not ARCHIVE.is_file():

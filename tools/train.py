@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from prunet_zoo.mm.cli import add_config_arguments, config_from_args, run_tool
+from prunet_zoo.mm.interrupts import is_first
 from prunet_zoo.mm.network import set_arch, set_weights
-from prunet_zoo.mm.own_images import set_data_root
+from prunet_zoo.mm.own_data import add_own_data_arguments, set_own_data
 from prunet_zoo.mm.training import METRICS, train
 
 
@@ -20,16 +21,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="listed name, spec (.json), weights with their spec (.safetensors) or prunet://NAME",
     )
     parser.add_argument("--weights", metavar="FILE", help="classifier's weights to start from, or prunet://NAME")
-    root = "your own images: a folder with train/<class>/ and val/<class>/; the model gets as many classes as it has"
-    parser.add_argument("--data-root", metavar="D", help=root)
+    add_own_data_arguments(parser)
     args = parser.parse_args(argv)
     cfg = config_from_args(args)
-    set_data_root(cfg, args.data_root)
+    set_own_data(cfg, args)
     set_arch(cfg, args.arch)
     set_weights(cfg, args.weights)
     record = train(cfg)
     shown = ", ".join(f"{k} {v:g}" for k, v in record["metrics"].items())
-    print(f"{shown}; {record['seconds']:.0f} s; see {cfg.work_dir}/{METRICS}")
+    if is_first():
+        print(f"{shown}; {record['seconds']:.0f} s; see {cfg.work_dir}/{METRICS}")
     return 0
 
 

@@ -1,4 +1,11 @@
-"""RetinaNet + FPN with prunet_p1 on COCO, 8 GPUs × 2 images; mixed precision with ``--amp``."""
+"""RetinaNet + FPN with prunet_p1 on COCO, 12 epochs on 8 GPUs × 2 images, mixed precision."""
 
-_base_ = "../_base_/retinanet_prunet_coco_1x.py"
-model = dict(backbone=dict(arch="prunet_p1", init_cfg=dict(type="Pretrained", checkpoint="prunet://prunet_p1")))
+_base_ = "../_base_/detectors/retinanet_fpn_1x_coco.py"
+
+model = dict(
+    backbone=dict(
+        type="PruNet",
+        arch="prunet_p1",
+        init_cfg=dict(type="Pretrained", checkpoint="prunet://prunet_p1"),
+    ),
+)

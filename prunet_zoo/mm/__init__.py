@@ -13,6 +13,7 @@ from prunet_zoo.mm import (  # noqa: E402  (register)
     checkpoint,  # noqa: F401
     classifier,  # noqa: F401
     datasets,  # noqa: F401
+    distributed,  # noqa: F401
     epoch_loop,  # noqa: F401
     hooks,  # noqa: F401
     metrics,  # noqa: F401
@@ -22,6 +23,7 @@ from prunet_zoo.mm import (  # noqa: E402  (register)
     scheme,
     search_loop,  # noqa: F401
     supernet_model,  # noqa: F401
+    timm_backbone,  # noqa: F401
 )
 
 channels.install()

@@ -20,8 +20,52 @@ from prunet_zoo.spec import NetSpec
 from prunet_zoo.zoo.index import find_model, is_zoo
 
 
+class StrictBackbone(BaseModule):
+    """A backbone whose ``init_cfg`` of type Pretrained is strict: every tensor of it must be in the checkpoint."""
+
+    init_cfg: dict[str, Any] | list[dict[str, Any]] | None
+
+    def init_weights(self) -> None:
+        """Apply ``init_cfg``: what MMEngine's initialisers do, then the checkpoint or else the backbone's own start."""
+        if self._is_init:
+            return
+        configured = self.init_cfg
+        items = [configured] if isinstance(configured, Mapping) else list(configured or [])
+        pretrained = [item for item in items if item["type"] in ("Pretrained", PretrainedInit)]
+        self.init_cfg = [item for item in items if item not in pretrained]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = configured
+        self._start(bool(pretrained))  # again: an initialiser of the detector's reaches here as well
+        for item in pretrained:
+            self._load(item)
+
+    def _start(self, configured: bool) -> None:
+        """Load the weights that the backbone brings itself; ``configured``: ``init_cfg`` names a checkpoint."""
+
+    def _load(self, cfg: Mapping[str, Any]) -> None:
+        """Load one ``dict(type='Pretrained', …)``."""
+        if not cfg.get("checkpoint"):
+            raise CheckpointError("init_cfg of type 'Pretrained' needs 'checkpoint', the path or URL of a weights file")
+        checkpoint, prefix = str(cfg["checkpoint"]), cfg.get("prefix")
+        if prefix and not prefix.endswith("."):
+            prefix += "."
+        self._loaded(self._take(read_state(checkpoint), prefix, checkpoint), checkpoint)
+
+    def _loaded(self, names: list[str], origin: str) -> None:
+        kind = type(self).__name__
+        print_log(f"{kind}: loaded all {len(names)} tensors of the backbone from {origin}", logger="current")
+        if hasattr(self, "_params_init_info"):  # MMEngine's record of where each parameter's value comes from
+            update_init_info(self, init_info=f"{kind}: loaded from {origin}")
+
+    def _take(self, state: Mapping[str, torch.Tensor], prefix: str | None, origin: str) -> list[str]:
+        """Copy the weights of the backbone out of ``state``; returns their names, raises `CheckpointError`."""
+        return load_weights(self, state, prefix=prefix, origin=origin)
+
+
 @register(MODELS)
-class PruNet(PruNetBackbone, BaseModule):
+class PruNet(PruNetBackbone, StrictBackbone):
     """`PruNetBackbone` with MMEngine's ``init_cfg``. Image (B, 3, H, W) → tuple of maps, one for each of out_indices.
 
     Args:
@@ -64,44 +108,20 @@ class PruNet(PruNetBackbone, BaseModule):
         fit_names(state_dict, prefix, self, own="")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def init_weights(self) -> None:
-        """Apply ``init_cfg``: what MMEngine's initialisers do, then the checkpoint or else ``arch``'s weights."""
-        if self._is_init:
-            return
-        configured = self.init_cfg
-        items = [configured] if isinstance(configured, Mapping) else list(configured or [])
-        pretrained = [item for item in items if item["type"] in ("Pretrained", PretrainedInit)]
-        self.init_cfg = [item for item in items if item not in pretrained]
-        try:
-            super().init_weights()
-        finally:
-            self.init_cfg = configured
-        if (
-            self._arch_weights is not None and not pretrained
-        ):  # again: an initialiser of the detector's reaches here as well
-            pretrained = [{"checkpoint": self._arch_weights}]
-        for item in pretrained:
-            self._load(item)
+    def _start(self, configured: bool) -> None:
+        if self._arch_weights is not None and not configured:
+            self._load({"checkpoint": self._arch_weights})
 
-    def _load(self, cfg: Mapping[str, Any]) -> None:
-        """Load one ``dict(type='Pretrained', …)``."""
-        if not cfg.get("checkpoint"):
-            raise CheckpointError("init_cfg of type 'Pretrained' needs 'checkpoint', the path or URL of a weights file")
-        checkpoint, prefix = str(cfg["checkpoint"]), cfg.get("prefix")
-        if prefix and not prefix.endswith("."):
-            prefix += "."
+    def _take(self, state: Mapping[str, torch.Tensor], prefix: str | None, origin: str) -> list[str]:
         try:
-            names = load_weights(self, read_state(checkpoint), prefix=prefix, origin=checkpoint)
+            return super()._take(state, prefix, origin)
         except CheckpointError as error:
-            held = find_model(checkpoint).arch if is_zoo(checkpoint) else None
+            held = find_model(origin).arch if is_zoo(origin) else None
             if held in (None, self.spec.name):
                 raise
             raise CheckpointError(
-                f"{checkpoint} holds {held}, the network is {self.spec.name}: change init_cfg.checkpoint too ({error})"
+                f"{origin} holds {held}, the network is {self.spec.name}: change init_cfg.checkpoint too ({error})"
             ) from None
-        print_log(f"PruNet: loaded all {len(names)} tensors of the backbone from {checkpoint}", logger="current")
-        if hasattr(self, "_params_init_info"):  # MMEngine's record of where each parameter's value comes from
-            update_init_info(self, init_info=f"PruNet: loaded from {checkpoint}")
 
 
 def read_state(checkpoint: str | Path) -> dict[str, torch.Tensor]:
@@ -134,7 +154,7 @@ def plain(arch: Any) -> str | Path | dict[str, Any] | NetSpec:
     """Turn a spec written into a config (MMEngine's `ConfigDict`, a dict with its own rules) into plain data, and
     ``prunet://NAME`` into the path of its weights."""
     if isinstance(arch, Mapping):
-        return {key: _plain_value(value) for key, value in arch.items()}
+        return {key: plain_value(value) for key, value in arch.items()}
     if is_zoo(arch):
         return local_file(arch)
     if isinstance(arch, str | Path | NetSpec):
@@ -142,7 +162,8 @@ def plain(arch: Any) -> str | Path | dict[str, Any] | NetSpec:
     raise SpecError(f"arch must be a name, a path, a dict or a NetSpec, got {type(arch).__name__}")
 
 
-def _plain_value(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """Turn MMEngine's `ConfigDict` at any depth into plain dicts and lists."""
     if isinstance(value, Mapping):
-        return {key: _plain_value(item) for key, item in value.items()}
-    return [_plain_value(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain_value(item) for key, item in value.items()}
+    return [plain_value(item) for item in value] if isinstance(value, list | tuple) else value

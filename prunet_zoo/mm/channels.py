@@ -1,8 +1,9 @@
 """A detector's ``neck.in_channels`` follows from its backbone's spec: nobody types channel counts.
 
 `install` wraps the build function of MMEngine's ``MODELS`` registries. When a model's config has a backbone of type
-PruNet, its neck gets the channels of the requested levels, whether ``in_channels`` is missing or inherited from the
-config of another backbone. mmdet stays as it is. `follow_spec` does the same to a config that a tool is to write.
+PruNet or TimmBackbone, its neck gets the channels of the requested levels, whether ``in_channels`` is missing or
+inherited from the config of another backbone. mmdet stays as it is. `follow_spec` does the same to a config that a tool
+is to write.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 
 from prunet_zoo.mm.backbone import PruNet, plain
+from prunet_zoo.mm.timm_backbone import TimmBackbone, timm_channels
 from prunet_zoo.models.backbone import resolve_arch
 from prunet_zoo.registry import MODELS
 
-_NAMES = ("PruNet", "prunet_zoo.PruNet", PruNet)
-_DEFAULT_OUT_INDICES = inspect.signature(PruNet.__init__).parameters["out_indices"].default
+_OURS = {name: cls for cls in (PruNet, TimmBackbone) for name in (cls.__name__, f"prunet_zoo.{cls.__name__}", cls)}
 _MARK = "_prunet_follows_spec"
 
 
@@ -46,7 +47,7 @@ def _following(build: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def follow_spec(model: Any, scope: str | None = None) -> Any:
-    """Return ``model`` with ``in_channels`` of every neck behind a PruNet filled in, at any depth.
+    """Return ``model`` with ``in_channels`` of every neck behind a PruNet or TimmBackbone filled in, at any depth.
 
     Args:
         model: a model's config; it is not changed. Nothing else in it is touched, and doing it twice changes nothing.
@@ -72,28 +73,45 @@ def _follow(model: Any, registry: Registry) -> Any:
 
 
 def _with_channels(cfg: Any, registry: Registry) -> Any:
-    """Return ``cfg`` itself, or, where it has a PruNet and a neck that takes ``in_channels``, a copy with them set."""
+    """Return ``cfg`` itself, or, where it has a neck that takes ``in_channels`` behind ours, a copy with them set."""
     if isinstance(cfg, Config):
         cfg = cfg._cfg_dict
     if not isinstance(cfg, Mapping):
         return cfg
     backbone, neck = cfg.get("backbone"), cfg.get("neck")
-    if not isinstance(backbone, Mapping) or backbone.get("type") not in _NAMES or not neck or "arch" not in backbone:
+    if not isinstance(backbone, Mapping) or backbone.get("type") not in _OURS or not neck:
         return cfg
     # of several necks the first one meets the backbone
     first = neck[0] if isinstance(neck, list | tuple) else neck
     form = _form(first, registry) if isinstance(first, Mapping) else None
     if form is None:
         return cfg
-    out_indices = backbone.get("out_indices", _DEFAULT_OUT_INDICES)
-    if not isinstance(out_indices, list | tuple):
+    channels = backbone_channels(backbone)
+    if channels is None:
         return cfg  # the backbone says what is wrong with it
-    channels = resolve_arch(plain(backbone["arch"])).channels(tuple(out_indices))
     new = copy.copy(first)
     new["in_channels"] = form(channels)
     filled = copy.copy(cfg)
     filled["neck"] = type(neck)([new, *neck[1:]]) if isinstance(neck, list | tuple) else new  # type: ignore[index]
     return filled
+
+
+def backbone_channels(backbone: Mapping[str, Any]) -> list[int] | None:
+    """Channels of the maps of a PruNet's or TimmBackbone's config; None where an argument is missing or no list.
+
+    Raises:
+        UnknownNameError, SpecError: the architecture or ``out_indices`` are wrong.
+    """
+    cls = _OURS[backbone["type"]]
+    parameters = inspect.signature(cls).parameters
+    out_indices = backbone.get("out_indices", parameters["out_indices"].default)
+    name = backbone.get("arch" if cls is PruNet else "model_name")
+    if name is None or not isinstance(out_indices, list | tuple):
+        return None
+    if cls is PruNet:
+        return resolve_arch(plain(name)).channels(tuple(out_indices))
+    options = {key: value for key, value in backbone.items() if key != "type" and key not in parameters}
+    return timm_channels(name, tuple(out_indices), **options)
 
 
 def _form(neck: Mapping[str, Any], registry: Registry) -> Callable[[list[int]], Any] | None:

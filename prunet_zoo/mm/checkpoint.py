@@ -118,6 +118,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _write(self, runner: Runner, name: str, meta: dict[str, Any]) -> None:
         runner.message_hub.update_info("last_ckpt_iter", meta["iter"])
+        runner.call_hook("before_gathering")  # in all processes; what follows runs in the first one alone
         runner.save_checkpoint(
             self.out_dir,
             name,

@@ -130,7 +130,8 @@ def how_to_restore(path: str | Path, key: str = "") -> str:
     if key.partition(".")[0].endswith("_evaluator"):
         return f"put it there or name another one (--cfg-options {key}=…)"
     if key:
-        return f"put the data there or name another place (--cfg-options {key.rpartition('.')[0]}.data_root=…)"
+        dataset = key.rpartition(".")[0].removesuffix(".data_prefix")
+        return f"put the data there or name another place (--cfg-options {dataset}.data_root=…)"
     return "put it back, or remove it from the annotations"
 
 

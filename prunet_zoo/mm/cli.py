@@ -19,7 +19,8 @@ from prunet_zoo.console import USER_ERROR, full_disk
 from prunet_zoo.errors import PrunetError
 from prunet_zoo.files import WriteError
 from prunet_zoo.mm.checks import from_data, how_to_restore
-from prunet_zoo.mm.interrupts import Interrupted, resume_command
+from prunet_zoo.mm.distributed import SaidByFirstError
+from prunet_zoo.mm.interrupts import Interrupted, is_first, resume_command
 
 _AT_ONCE = "stopped at once; what was saved before is whole. {} with:\n    {}"
 
@@ -40,7 +41,9 @@ def add_config_arguments(parser: argparse.ArgumentParser, training: bool = True)
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change values of the config"
     )
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="job launcher")
+    parser.add_argument(
+        "--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="who started the processes"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
@@ -74,9 +77,6 @@ def config_from_args(args: argparse.Namespace) -> Config:
     """
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
-    own_ddp = cfg.get("runner_type") == "SuperNetRunner" and args.launcher == "pytorch"  # also runs over gloo on CPU
-    if args.launcher != "none" and not own_ddp and not torch.cuda.is_available():
-        raise ConfigError(f"--launcher {args.launcher} needs GPUs that torch can use, and there is none; leave it out")
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if args.work_dir or not cfg.get("work_dir"):
         cfg.work_dir = args.work_dir or str(Path("work_dirs") / Path(args.config).stem)
@@ -123,18 +123,22 @@ def run_tool(
     try:
         status = main(argv) or 0
     except Interrupted as stop:
-        print(f"\n{stop.message}", file=sys.stderr)
+        if is_first():
+            print(f"\n{stop.message}", file=sys.stderr)
         status = stop.status
     except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
+        if is_first():
+            print(f"\n{stopped}", file=sys.stderr)
         status = 128 + signal.SIGINT
+    except SaidByFirstError:
+        status = USER_ERROR
     except (PrunetError, OSError) as error:
         message = _for_user(error)
         if message is None:
             raise
         if isinstance(error, WriteError) or (not isinstance(error, PrunetError) and full_disk(error)):
             message += f" Then run:\n    {again}"
-        print(f"error: {message}", file=sys.stderr)
+        print(f"{'' if is_first() else 'process ' + os.environ['RANK'] + ': '}error: {message}", file=sys.stderr)
         status = USER_ERROR
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -10,6 +10,7 @@ Two gaps are closed, and nothing is touched where there is no gap:
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
@@ -21,13 +22,6 @@ from typing import Any, NoReturn
 from prunet_zoo.errors import PrunetError
 
 EXT = "mmcv._ext"
-_PROVIDED = (
-    "nms",
-    "sigmoid_focal_loss_forward",
-    "sigmoid_focal_loss_backward",
-    "get_compiler_version",
-    "get_compiling_cuda_version",
-)
 
 
 class MissingOperatorError(PrunetError, NotImplementedError):
@@ -60,7 +54,7 @@ def provide_mmcv_ext() -> bool:
 
 
 class SubstituteExt(ModuleType):
-    """Stands in for ``mmcv._ext``: has every operator name, and an implementation of the few that detectors need."""
+    """Stands in for ``mmcv._ext``: has every operator name, and an implementation of those that detectors need."""
 
     def __init__(self) -> None:
         super().__init__(EXT, "Substitute for mmcv's compiled operators (prunet_zoo.mm.compat).")
@@ -70,22 +64,26 @@ class SubstituteExt(ModuleType):
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
             raise AttributeError(f"module {EXT!r} has no attribute {name!r}")
-        if name in _PROVIDED:
-            from prunet_zoo.mm import ops
+        from prunet_zoo.mm import ops  # not before mmcv.ops asks for it: it loads torchvision
 
-            operator: Callable[..., Any] = getattr(ops, name)
-        else:
-            operator = _refusal(name)
+        operator: Callable[..., Any] = getattr(ops, name) if name in ops.__all__ else _refusal(name)
         setattr(self, name, operator)  # found directly from now on
         return operator
 
 
+def provided() -> list[str]:
+    """The operators of the substitute, as mmcv names them, without the "forward" and "backward" of each."""
+    from prunet_zoo.mm import ops
+
+    names = {re.sub(r"_(forward|backward).*$", "", name) for name in ops.__all__ if not name.startswith("get_")}
+    return sorted(names)
+
+
 def _refusal(name: str) -> Callable[..., NoReturn]:
     def refuse(*args: Any, **kwargs: Any) -> NoReturn:
-        hint = " (or set use_torchvision=True in the config's roi_layer)" if name.startswith("roi_align") else ""
         raise MissingOperatorError(
-            f"mmcv's operator {name!r} was called, but mmcv-lite is installed, which has no compiled operators; "
-            f"prunet_zoo replaces only nms and sigmoid_focal_loss. Install full mmcv for {name!r}{hint}: "
+            f"mmcv's operator {name!r} was called, but mmcv-lite is installed, which has no compiled operators, and "
+            f"prunet_zoo provides only {', '.join(provided())}. Install full mmcv for {name!r}: "
             "pip uninstall mmcv-lite && pip install 'mmcv>=2.0.0,<2.2.0' (needs a compiler, takes some minutes)"
         )
 

@@ -21,7 +21,7 @@ _KEPT = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """A copy of an RGB image with boxes, class names and scores; the best box is drawn last.
+    """A copy of an RGB image with boxes, class names and scores (none where it is NaN); the best box is drawn last.
 
     An image whose longer side is under half of `LEGIBLE` px is enlarged by a whole number.
     """
@@ -30,13 +30,13 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     picture = image.resize(size, Image.Resampling.BICUBIC) if scale > 1 else image.copy()
     draw = ImageDraw.Draw(picture)
     side = max(size)
-    line, font = max(2, round(side / 300)), _font(max(12, round(side / 38)))
+    line, font = max(2, round(side / 300)), title_font(max(12, round(side / 38)))
     for box in reversed(boxes):
         colour = class_colour(box.label)
         x1, y1, x2, y2 = (value * scale for value in box.box)
         corners = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
         draw.rectangle(corners, outline=colour, width=line)
-    texts = [f"{box.name} {box.score:.2f}" for box in boxes]
+    texts = [box.name if math.isnan(box.score) else f"{box.name} {box.score:.2f}" for box in boxes]
     around = [draw.textbbox((0, 0), text, font=font) for text in texts]  # left, top, right, bottom
     sizes = [(math.ceil(a[2] - a[0]) + 2 * _MARGIN, math.ceil(a[3] - a[1]) + 2 * _MARGIN) for a in around]
     places = place_labels([(box.box[0] * scale, box.box[1] * scale) for box in boxes], sizes, size)
@@ -84,7 +84,8 @@ def class_colour(label: int) -> tuple[int, int, int]:
 
 
 @cache
-def _font(size: int) -> Any:
+def title_font(size: int) -> Any:
+    """The font of labels and titles; ``size`` in px."""
     import matplotlib
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

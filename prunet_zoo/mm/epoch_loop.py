@@ -69,6 +69,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         """Train one epoch, or what is left of it."""
         done = self._iter - self._epoch * len(self.dataloader)
         self.runner.call_hook("before_train_epoch")
+        self.runner.call_hook("pipeline_ready")  # a hook before may have put another one in place
         self.runner.model.train()
         for idx, batch in enumerate(self._batches(done), start=done):
             self.run_iter(idx, batch)

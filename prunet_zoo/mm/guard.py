@@ -19,16 +19,19 @@ _IGNORED = {
     "auto_resume",
     "backend_args",
     "custom_imports",
+    "data_check",
     "data_prefix",
     "data_root",
     "default_scope",
     "digit_scenes",
     "env_cfg",
     "experiment_name",
+    "find_unused_parameters",
     "launcher",
     "load_from",
     "log_level",
     "log_processor",
+    "model_wrapper_cfg",
     "num_workers",
     "outfile_prefix",
     "persistent_workers",
@@ -48,6 +51,7 @@ _IGNORED = {
 _SILENT_HOOKS = {"LoggerHook", "IterTimerHook", "ProgressHook", "RuntimeInfoHook", "VisualizationHook"}
 _SILENT_HOOKS |= {"DetVisualizationHook", "SaveSafetensors", "NonFiniteLossHook", "InterruptHook", "ExactResumeHook"}
 _SILENT_HOOKS |= {"CheckpointHook", "AtomicCheckpointHook", "DistSamplerSeedHook", "SyncBuffersHook"}
+_SILENT_HOOKS |= {"SyncStatisticsHook"}
 
 
 def fingerprint(cfg: Mapping[str, Any]) -> dict[str, Any]:

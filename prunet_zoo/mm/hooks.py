@@ -10,15 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, barrier, get_comm_device, get_rank, get_world_size, is_main_process
+from mmengine.dist import (
+    all_gather_object,
+    all_reduce,
+    barrier,
+    get_comm_device,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import IterBasedTrainLoop, Runner, set_random_seed
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from prunet_zoo.errors import TrainingError
 from prunet_zoo.mm.checkpoint import AtomicCheckpointHook
 from prunet_zoo.mm.guard import claim_work_dir, fingerprint_hash
+from prunet_zoo.mm.hidden_state import hidden_state, put_back, warn_of_lost_caches
 from prunet_zoo.mm.interrupts import Interrupted, StopSignals, resume_command
 from prunet_zoo.mm.rng import rng_state, set_rng_state
 from prunet_zoo.models import save_weights
@@ -28,34 +37,61 @@ from prunet_zoo.spec import NetSpec
 
 @register(HOOKS)
 class ExactResumeHook(Hook):
-    """Random number generators go into checkpoints and come back, so a resumed run gives the same bits.
+    """Random number generators and `hidden_state` go into checkpoints and come back: a resumed run gives the same bits.
 
-    That holds on CPU for one process with ``num_workers=0`` and a seed. In a distributed run each process is seeded
-    anew from seed, rank and step: reproducible, but other numbers than without the break. Validation leaves the
-    generators as they were, so its interval does not change what is learned.
+    That holds on CPU with ``num_workers=0`` and a seed, for as many processes as the run was started with. Validation
+    leaves the generators as they were, so its interval does not change what is learned.
     """
 
     priority = "VERY_HIGH"
 
     def __init__(self) -> None:
-        self._pending: dict[str, Any] | None = None
+        self._pending: dict[str, Any] | None = None  # generators to be put back
+        self._hidden: dict[str, Any] | None = None  # hidden state to be put back
+        self._gathered: list[dict[str, Any]] | None = None  # of all processes, for the next checkpoint
         self._before_val: dict[str, Any] | None = None
 
     def before_train(self, runner: Runner) -> None:
         if is_main_process():  # only now: a command that was refused must not change whose work directory it is
             claim_work_dir(runner.work_dir, runner.cfg)
 
+    def before_gathering(self, runner: Runner) -> None:
+        """Called by `AtomicCheckpointHook` in all processes, before the first one writes a checkpoint."""
+        mine = {"rng": rng_state(), "hidden": hidden_state(runner)}
+        self._gathered = all_gather_object(mine) if get_world_size() > 1 else [mine]
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["meta"].update(config_hash=fingerprint_hash(runner.cfg), processes=get_world_size())
         checkpoint["rng"] = rng_state()
-        checkpoint["meta"]["config_hash"] = fingerprint_hash(runner.cfg)
+        if self._gathered is not None:  # else it is not one to resume from: best_*.pth
+            checkpoint["states"], self._gathered = self._gathered, None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if runner._resume and "rng" in checkpoint:
-            self._pending = checkpoint["rng"]
+        if not runner._resume:
+            return
+        there, here = checkpoint["meta"].get("processes", get_world_size()), get_world_size()
+        if there != here:
+            raise TrainingError(
+                f"the run in {runner.work_dir} was started with {there} processes, now there are {here}: an epoch has "
+                f"another number of steps. Resume with {there}, or start anew from its weights (--cfg-options "
+                "load_from=…) in another --work-dir"
+            )
+        states = checkpoint.get("states")
+        self._pending = states[get_rank()]["rng"] if states else checkpoint.get("rng")
+        self._hidden = dict(states[get_rank()]["hidden"]) if states else None
 
     def before_train_epoch(self, runner: Runner) -> None:
+        if self._hidden is not None:
+            put_back(runner, self._hidden)
         if runner.iter == runner.epoch * len(runner.train_dataloader):
             self._restore(runner)
+
+    def pipeline_ready(self, runner: Runner) -> None:
+        """Called by `ResumableEpochLoop` after all ``before_train_epoch``: a hook may have changed the pipeline."""
+        if self._hidden is not None:
+            put_back(runner, self._hidden)
+            warn_of_lost_caches(runner, self._hidden)
+        self._hidden = None
 
     def within_epoch_resumed(self, runner: Runner) -> None:
         """Called by `ResumableEpochLoop` once its dataloader has started within an epoch."""
@@ -72,12 +108,8 @@ class ExactResumeHook(Hook):
 
     def _restore(self, runner: Runner) -> None:
         state, self._pending = self._pending, None
-        if state is None:
-            return
-        if get_world_size() == 1:
+        if state is not None:
             set_rng_state(state)
-        else:  # the checkpoint holds the first process's state only, and processes must not share one
-            set_random_seed((runner.seed or 0) + 1_000_003 * (runner.iter + 1) + get_rank())
 
 
 @register(HOOKS)

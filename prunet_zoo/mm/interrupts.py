@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+COMMAND = "PRUNET_COMMAND"  # the scripts in tools/ that start several processes say here how they were called
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -69,9 +70,9 @@ class StopSignals:
             raise KeyboardInterrupt
         self.requested = number
         name = signal.Signals(number).name
-        print(
-            f"\n{name}: finishing the current step, then saving; press Ctrl-C (again) to end at once.", file=sys.stderr
-        )
+        if is_first():
+            text = f"\n{name}: finishing the current step, then saving; press Ctrl-C (again) to end at once."
+            print(text, file=sys.stderr)
 
 
 class _PassOn(StopSignals):
@@ -125,10 +126,30 @@ def resume_command(argv: Sequence[str] | None = None, resumable: bool = True, dr
         resumable: whether the tool has ``--resume``; without it the command is repeated as it was.
         drop: options (without value) that are left out, because they would begin anew.
     """
-    words = [word for word in (sys.argv if argv is None else argv) if word not in drop]
+    words = [word for word in (own_command() if argv is None else [_python(), *argv]) if word not in drop]
     if resumable and "--resume" not in words:
         words.append("--resume")
-    return shlex.join([_python(), *words])
+    return shlex.join(words)
+
+
+def own_command(python: str | None = None) -> list[str]:
+    """The words of the command that started this run; of several processes, that of the script in tools/ or torchrun.
+
+    Args:
+        python: what to write for the interpreter; None: what the shell finds it under.
+    """
+    python = _python() if python is None else python
+    if COMMAND in os.environ:
+        return shlex.split(os.environ[COMMAND])
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        count = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        return [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, *sys.argv]
+    return [python, *sys.argv]
+
+
+def is_first() -> bool:
+    """Whether this process speaks for its run: the first one, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _python() -> str:

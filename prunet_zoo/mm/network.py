@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
 from prunet_zoo.errors import CheckpointError
+from prunet_zoo.mm.backbone import plain
 from prunet_zoo.mm.channels import follow_spec
 from prunet_zoo.mm.cli import ConfigError
+from prunet_zoo.mm.levels import OURS, fit_levels
+from prunet_zoo.mm.preprocess import follow_weights
+from prunet_zoo.mm.replace import put_spec
 from prunet_zoo.mm.scheme import local_file, zoo_spec
 from prunet_zoo.models.backbone import resolve_arch
 from prunet_zoo.spec import NetSpec
@@ -25,26 +31,48 @@ def set_arch(cfg: Config, arch: str | Path | NetSpec | None) -> None:
     """Put an architecture (``--arch``: name, spec, weights file or ``prunet://NAME``) into the model, and what follows.
 
     None keeps the config's. The spec itself goes into the config, so that its copy in the work directory depends on no
-    other file; a neck's channels follow. A backbone other than PruNet is left alone.
+    other file. A detector's backbone of another known family is replaced by a PruNet with maps of the same strides (see
+    `put_spec`); the neck's channels and whatever depends on its levels follow. What changes is said in the log.
 
     Raises:
-        ConfigError: ``arch`` for a model that takes none.
+        ConfigError: ``arch`` for a model that takes none, or levels that the detector cannot work with.
     """
-    holder = cfg.model.backbone if is_detection(cfg) else cfg.model
-    ours = str(holder.get("type")).removeprefix("prunet_zoo.") in ("PruNet", "PruNetClassifier")
+    if not is_detection(cfg):
+        _set_classifier_arch(cfg, arch)
+        return
+    if cfg.get("default_scope") == "mmdet":
+        register_mmdet()  # which necks take in_channels, and heads' defaults, are known of registered ones alone
+    scope = cfg.get("default_scope")
+    strides: list[int] | None = None
+    told: list[str] = []
+    arch = cfg.model.backbone.get("arch") if arch is None and cfg.model.backbone.get("type") in OURS else arch
+    if isinstance(arch, Mapping):
+        arch = NetSpec.from_dict(plain(arch))
+    if arch is not None:
+        cfg.model.backbone, strides, told = put_spec(cfg.model, _find_spec(arch))
+    cfg.model, changes = fit_levels(cfg.model, scope, strides)
+    if changes:
+        told.append("levels follow the network: " + ", ".join(changes))
+    if told:
+        print_log("--arch: " + "; ".join(told), "current")
+    cfg.model = follow_spec(cfg.model, scope)
+
+
+def _set_classifier_arch(cfg: Config, arch: str | Path | NetSpec | None) -> None:
+    ours = str(cfg.model.get("type")).removeprefix("prunet_zoo.") == "PruNetClassifier"
     if arch is not None and not ours:
-        raise ConfigError(f"--arch needs a PruNet in the config's model, which has {holder.get('type')!r}")
-    arch = holder.get("arch") if arch is None else arch
+        raise ConfigError(f"--arch needs a PruNet in the config's model, which has {cfg.model.get('type')!r}")
+    arch = cfg.model.get("arch") if arch is None else arch
+    if ours and isinstance(arch, str | Path | NetSpec):
+        cfg.model.arch = _find_spec(arch).to_dict()
+
+
+def _find_spec(arch: str | Path | NetSpec) -> NetSpec:
     if isinstance(arch, NetSpec):
-        holder.arch = arch.to_dict()
-    elif ours and isinstance(arch, str | Path):
-        if str(arch).endswith(".safetensors") or is_zoo(arch):
-            print_log(f"of {arch} the architecture alone is taken; --weights {arch} starts from its weights", "current")
-        holder.arch = (zoo_spec(str(arch)) if is_zoo(arch) else resolve_arch(arch)).to_dict()
-    if is_detection(cfg):
-        if cfg.get("default_scope") == "mmdet":
-            register_mmdet()  # which necks take in_channels is known of registered ones alone
-        cfg.model = follow_spec(cfg.model, cfg.get("default_scope"))
+        return arch
+    if str(arch).endswith(".safetensors") or is_zoo(arch):
+        print_log(f"of {arch} the architecture alone is taken; --weights {arch} starts from its weights", "current")
+    return zoo_spec(str(arch)) if is_zoo(arch) else resolve_arch(arch)
 
 
 def register_mmdet() -> None:
@@ -60,12 +88,15 @@ def register_mmdet() -> None:
 
 def set_weights(cfg: Config, weights: str | Path | None) -> None:
     """Start from a classifier's weights (``--weights``, a file or an address such as ``prunet://prunet_p0``): the whole
-    classifier, or a detector's backbone.
+    classifier, or a detector's backbone, which then also normalises images as these weights were trained.
+
+    A detector without weights whose backbone is to stay frozen is warned of.
 
     Raises:
         CheckpointError: there is no such file. UnknownNameError, DownloadError: of a model of the zoo.
     """
     if weights is None:
+        _warn_of_random(cfg)
         return
     if "://" not in str(weights) and not Path(weights).is_file():
         raise CheckpointError(f"weights file {weights} does not exist")
@@ -74,3 +105,21 @@ def set_weights(cfg: Config, weights: str | Path | None) -> None:
     holder.pop("pretrained", None)
     holder.pop("init_cfg", None)
     holder.init_cfg = {"type": "Pretrained", "checkpoint": str(weights)}
+    if is_detection(cfg):
+        follow_weights(cfg, weights)
+
+
+def _warn_of_random(cfg: Config) -> None:
+    """Say where a backbone with random weights, or a part of it, is not to be trained."""
+    if not is_detection(cfg) or cfg.get("load_from") or cfg.model.backbone.get("type") not in OURS:
+        return
+    backbone = cfg.model.backbone
+    fixed = [key for key, off in (("frozen_stages", -1), ("norm_eval", False)) if backbone.get(key, off) != off]
+    if fixed and not backbone.get("init_cfg") and not str(backbone.get("arch")).endswith(".safetensors"):
+        off = " ".join(f"model.backbone.{key}={-1 if key == 'frozen_stages' else False}" for key in fixed)
+        print_log(
+            f"the backbone starts from random weights, but {' and '.join(fixed)} fix a part of it: give --weights "
+            f"FILE, or --cfg-options {off}",
+            "current",
+            logging.WARNING,
+        )

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.mm.cli import ConfigError
+from prunet_zoo.mm.distributed import from_first, full_precision_on_cpu, processes
 from prunet_zoo.mm.search_loop import RESULT_FILES
 from prunet_zoo.mm.training import build_runner, close_hooks, make_robust, prepare_resume
 
@@ -50,22 +50,18 @@ def search(cfg: Config) -> dict[str, Any]:
     Raises:
         PrunetError: whatever the user can mend. `Interrupted` after a signal.
     """
-    if cfg.get("launcher") == "pytorch" and not torch.cuda.is_available():
-        torch.distributed.init_process_group("gloo")  # MMEngine's launcher knows GPUs only
-        try:
-            return _search(cfg)
-        finally:
-            torch.distributed.destroy_process_group()
-    return _search(cfg)
+    with processes(cfg):
+        return _search(cfg)
 
 
 def _search(cfg: Config) -> dict[str, Any]:
-    report = _finished(cfg)
+    report = from_first(lambda: _finished(cfg))
+    full_precision_on_cpu(cfg)
     make_robust(cfg)
     resume = bool(cfg.get("resume"))
     prepare_resume(cfg)
     if resume and report:
-        return report
+        return report if is_main_process() else {}
     runner = build_runner(cfg)
     try:
         runner.train()

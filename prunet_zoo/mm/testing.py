@@ -16,6 +16,7 @@ from prunet_zoo.mm.backbone import read_state
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.network import is_detection, set_arch
 from prunet_zoo.mm.own_images import image_folders
+from prunet_zoo.mm.preprocess import follow_checkpoint
 from prunet_zoo.mm.scheme import zoo_spec
 from prunet_zoo.zoo.home import shared_folder
 from prunet_zoo.zoo.index import SCHEME, Preprocess, find_model, is_zoo, load_index
@@ -72,6 +73,7 @@ def prepare_test(cfg: Config, checkpoint: str, arch: str | None = None, data_roo
     if is_detection(cfg):
         if data_root is not None:
             raise ConfigError("--data-root is for classifiers; a detector's data are in its config's test_dataloader")
+        follow_checkpoint(cfg, checkpoint)
         return
     if cfg.get("test_dataloader") is None:
         raise ConfigError("the config has no test_dataloader, so there is nothing to test on")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -28,8 +26,11 @@ from prunet_zoo.mm.checkpoint import find_resumable
 from prunet_zoo.mm.checks import check_batches, check_classes, check_files, check_pretrained
 from prunet_zoo.mm.classifier import load_pretrained
 from prunet_zoo.mm.cli import ConfigError
+from prunet_zoo.mm.coco_checks import check_coco
+from prunet_zoo.mm.distributed import from_first, full_precision_on_cpu, processes
 from prunet_zoo.mm.guard import check_work_dir, fingerprint_hash
 from prunet_zoo.mm.hooks import InterruptHook, find_net, unwrap
+from prunet_zoo.mm.interrupts import own_command
 from prunet_zoo.mm.lr_scale import scale_schedules
 from prunet_zoo.mm.progress import ProgressHook
 from prunet_zoo.mm.scheme import local_file
@@ -38,7 +39,14 @@ from prunet_zoo.models.weights import compare, shapes
 from prunet_zoo.version import __version__
 
 METRICS = "metrics.json"
-_ROBUST_HOOKS = ("ExactResumeHook", "NonFiniteLossHook", "InterruptHook", "SaveSafetensors", "ProgressHook")
+_ROBUST_HOOKS = (
+    "SyncStatisticsHook",  # first: what a checkpoint holds is what all processes have
+    "ExactResumeHook",
+    "NonFiniteLossHook",
+    "InterruptHook",
+    "SaveSafetensors",
+    "ProgressHook",
+)
 
 
 def make_data(cfg: Config) -> None:
@@ -53,13 +61,14 @@ def make_data(cfg: Config) -> None:
         return
     from prunet_zoo.data.scenes import ensure_scenes, write_scenes
 
-    if int(os.environ.get("RANK", 0)) != 0:  # the first process writes them; the others find them after the barrier
-        return
-    if wanted:
-        write_scenes(**dict(wanted))
-    else:
-        for root in sorted(roots):
-            ensure_scenes(root)
+    def make() -> None:
+        if wanted:
+            write_scenes(**dict(wanted))
+        else:
+            for root in sorted(roots):
+                ensure_scenes(root)
+
+    from_first(make)
 
 
 def _data_roots(value: Any) -> Iterator[str]:
@@ -95,10 +104,9 @@ def prepare_resume(cfg: Config) -> None:
         TrainingError: the work directory belongs to a run of another config.
     """
     resume = bool(cfg.get("resume"))
-    if int(os.environ.get("RANK", 0)) == 0:
-        check_work_dir(cfg.work_dir, cfg, resume)
+    from_first(lambda: check_work_dir(cfg.work_dir, cfg, resume))
     if resume:
-        newest = find_resumable(cfg.work_dir, fingerprint_hash(cfg))
+        newest = from_first(lambda: find_resumable(cfg.work_dir, fingerprint_hash(cfg)))
         cfg.resume, cfg.load_from = newest is not None, None if newest is None else str(newest)
         if newest is None:
             print_log(
@@ -112,18 +120,20 @@ def train(cfg: Config) -> dict[str, Any]:
     Raises:
         PrunetError: whatever the user can mend. `Interrupted` after a signal.
     """
-    make_data(cfg)
-    make_robust(cfg)
-    prepare_resume(cfg)
-    runner = build_runner(cfg)
-    try:
-        runner.train()
-    finally:
-        close_hooks(runner)
-    record = describe_run(runner, dict(runner.message_hub.runtime_info))
-    if is_main_process():
-        write_json(Path(runner.work_dir) / METRICS, record)
-    return record
+    with processes(cfg):
+        full_precision_on_cpu(cfg)
+        make_data(cfg)
+        make_robust(cfg)
+        prepare_resume(cfg)
+        runner = build_runner(cfg)
+        try:
+            runner.train()
+        finally:
+            close_hooks(runner)
+        record = describe_run(runner, dict(runner.message_hub.runtime_info))
+        if is_main_process():
+            write_json(Path(runner.work_dir) / METRICS, record)
+        return record
 
 
 def build_runner(cfg: Config, training: bool = True) -> Runner:
@@ -138,10 +148,15 @@ def build_runner(cfg: Config, training: bool = True) -> Runner:
         CheckpointError: the weights to start from are missing.
         ConfigError: ``auto_scale_lr`` with a schedule that cannot be scaled.
     """
-    if int(os.environ.get("RANK", 0)) == 0:  # only the first process can know that the built-in data has been made
-        check_files(cfg, ("train", "val") if training else ("test",))
+
+    def look() -> None:
+        parts = ("train", "val") if training else ("test",)
+        check_files(cfg, parts)
+        check_coco(cfg, parts)
         if training:
             check_pretrained(cfg.model)
+
+    from_first(look)
     for part in ("train", "val", "test"):
         _fit_workers(cfg.get(f"{part}_dataloader"))
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
@@ -183,15 +198,16 @@ def test(cfg: Config, checkpoint: str | Path) -> dict[str, Any]:
         raise ConfigError("the config has no test_dataloader, so there is nothing to test on")
     if "://" not in str(checkpoint) and not Path(checkpoint).is_file():
         raise CheckpointError(f"checkpoint {checkpoint} does not exist")
-    local_file(checkpoint)
-    make_data(cfg)
-    cfg.resume, cfg.load_from = False, None
-    runner = build_runner(cfg, training=False)
-    load_strictly(runner.model, checkpoint)
-    metrics = {k: float(v) for k, v in runner.test().items() if isinstance(v, int | float)}
-    record = describe_run(runner, {"last_metrics": metrics})
-    data = runner.test_dataloader.dataset
-    return {**record, "checkpoint": str(checkpoint), "images": len(data), **_describe_images(data)}
+    with processes(cfg):
+        from_first(lambda: local_file(checkpoint))
+        make_data(cfg)
+        cfg.resume, cfg.load_from = False, None
+        runner = build_runner(cfg, training=False)
+        load_strictly(runner.model, checkpoint)
+        metrics = {k: float(v) for k, v in runner.test().items() if isinstance(v, int | float)}
+        record = describe_run(runner, {"last_metrics": metrics})
+        data = runner.test_dataloader.dataset
+        return {**record, "checkpoint": str(checkpoint), "images": len(data), **_describe_images(data)}
 
 
 def _describe_images(data: Any) -> dict[str, Any]:
@@ -244,7 +260,8 @@ def describe_run(runner: Runner, info: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(net, PruNetBackbone):
             record["backbone_params"] = sum(p.numel() for p in net.parameters())
     record.update(
-        command=shlex.join(["python", *sys.argv]),
+        command=shlex.join(own_command("python")),
+        processes=get_world_size(),
         device=device_name(),
         threads=torch.get_num_threads(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from prunet_zoo.errors import SpecError
 from prunet_zoo.models.blocks import build_stages
 from prunet_zoo.models.layers import init_weights, make_norm_factory
+from prunet_zoo.models.recompute import recompute
 from prunet_zoo.models.weights import load_weights, read_weights_spec
 from prunet_zoo.spec import NetSpec, load_spec
 
@@ -54,7 +54,7 @@ class PruNetBackbone(nn.Module):
         usual_padding: bool = False,
     ) -> None:
         super().__init__()
-        _check_arguments(out_indices, frozen_stages, norm_cfg, drop_path_rate)
+        check_arguments(out_indices, frozen_stages, norm_cfg, drop_path_rate)
         spec = resolve_arch(arch)
         self.spec = spec.with_usual_padding() if usual_padding else spec
         self._arch_weights = str(arch) if _is_weights(arch) else None
@@ -81,12 +81,10 @@ class PruNetBackbone(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outs = []
+        saving = self.with_cp and self.training and torch.is_grad_enabled()
         for s, stage in enumerate(self.stages):
             for i, block in enumerate(stage.children()):
-                if self.with_cp and self.training and torch.is_grad_enabled():
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
+                x = recompute(block, x) if saving else block(x)
                 if (s, i) in self._taps:
                     outs.append(x)
         return tuple(outs)
@@ -128,7 +126,7 @@ def _is_weights(arch: Any) -> bool:
     return isinstance(arch, str | Path) and str(arch).endswith(".safetensors")
 
 
-def _check_arguments(out_indices: Any, frozen_stages: Any, norm_cfg: Any, drop_path_rate: Any) -> None:
+def check_arguments(out_indices: Any, frozen_stages: Any, norm_cfg: Any, drop_path_rate: Any) -> None:
     """Raise `SpecError` for an argument of another type than the backbone takes, or a rate out of range."""
     is_list = isinstance(out_indices, Sequence) and not isinstance(out_indices, str | bytes)
     if not (is_list and all(_is_int(i) for i in out_indices)):

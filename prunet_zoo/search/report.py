@@ -117,10 +117,7 @@ def render_report(report: dict[str, Any], spec: NetSpec, space: SearchSpace) -> 
     pictures = [draw_network(spec, space, report["encoding"])]
     if report["history"]:
         pictures.append(draw_history(report))
-    images = "\n".join(
-        f'<p><img alt="figure" src="data:image/png;base64,{base64.b64encode(figure_png(f)).decode()}"></p>'
-        for f in pictures
-    )
+    images = "\n".join(html_picture(figure_png(f)) for f in pictures)
     measured = report["measured"]
     unit = report["unit"]
     facts = {
@@ -138,8 +135,8 @@ def render_report(report: dict[str, Any], spec: NetSpec, space: SearchSpace) -> 
         "seed": report["seed"],
         "search time (s)": f"{report['seconds']:.1f}",
     }  # fmt: skip
-    table = _table(["", ""], [[k, v] for k, v in facts.items()])
-    layers = _table(
+    table = html_table(["", ""], [[k, v] for k, v in facts.items()])
+    layers = html_table(
         ["block", "type", "kernel", "hidden", "in → out", "stride", "map"],
         [
             [p.name, p.block.type, p.block.kernel_size, p.block.hidden or "",
@@ -147,21 +144,33 @@ def render_report(report: dict[str, Any], spec: NetSpec, space: SearchSpace) -> 
             for p in spec.placed()
         ],
     )  # fmt: skip
-    events = _table(
+    events = html_table(
         ["epoch", "layer", "pruned", "what", "probability"],
         [[e["epoch"] + 1, e["layer"], e["kind"], e["what"], f"{e['probability']:.3f}"] for e in report["events"]],
     )
+    rest = f"<h2>Layers</h2>{layers}<h2>Pruned during the search</h2>{events}"
+    return html_page(spec.name, f"{table}{images}{rest}")
+
+
+def html_page(title: str, body: str) -> str:
+    """A self-contained page with a heading."""
     return (
-        f"<!doctype html><html><head><meta charset='utf-8'><title>{html.escape(spec.name)}</title><style>"
+        f"<!doctype html><html><head><meta charset='utf-8'><title>{html.escape(title)}</title><style>"
         "body{font:14px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1000px;color:#222}"
         "table{border-collapse:collapse;margin:.6em 0}"
         "td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left}"
-        f"img{{max-width:100%}}</style></head><body><h1>{html.escape(spec.name)}</h1>{table}{images}"
-        f"<h2>Layers</h2>{layers}<h2>Pruned during the search</h2>{events}</body></html>\n"
+        f"img{{max-width:100%}}</style></head><body><h1>{html.escape(title)}</h1>{body}</body></html>\n"
     )
 
 
-def _table(head: list[str], rows: list[list[Any]]) -> str:
+def html_picture(png: bytes) -> str:
+    """A picture inside of the page."""
+    return f'<p><img alt="figure" src="data:image/png;base64,{base64.b64encode(png).decode()}"></p>'
+
+
+def html_table(head: list[str], rows: list[list[Any]]) -> str:
+    """A table of texts; an empty head is left out."""
+
     def line(cells: list[Any], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
 

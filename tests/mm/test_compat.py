@@ -8,17 +8,14 @@ import sys
 import textwrap
 from pathlib import Path
 from pickle import UnpicklingError
-from random import Random
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 import prunet_zoo  # noqa: F401  (prepares)
 from prunet_zoo.errors import PrunetError
-from prunet_zoo.mm import compat, ops
+from prunet_zoo.mm import compat
 
 ROOT = Path(__file__).resolve().parents[2]
 substituted = pytest.mark.skipif(
@@ -35,91 +32,21 @@ def run_python(code: str, *path: Path) -> str:
     return done.stdout
 
 
-def reference_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float, offset: int) -> list[int]:
-    """mmcv's CPU loop, literally."""
-    order = np.argsort(-scores, kind="stable")
-    areas = (boxes[:, 2] - boxes[:, 0] + offset) * (boxes[:, 3] - boxes[:, 1] + offset)
-    kept: list[int] = []
-    gone = np.zeros(len(boxes), bool)
-    for a, i in enumerate(order):
-        if gone[i]:
-            continue
-        kept.append(int(i))
-        for j in order[a + 1 :]:
-            w = max(0.0, min(boxes[i, 2], boxes[j, 2]) - max(boxes[i, 0], boxes[j, 0]) + offset)
-            h = max(0.0, min(boxes[i, 3], boxes[j, 3]) - max(boxes[i, 1], boxes[j, 1]) + offset)
-            if w * h / (areas[i] + areas[j] - w * h) > threshold:
-                gone[j] = True
-    return kept
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    st.lists(st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(1, 12)] * 2), max_size=14),
-    st.sampled_from([0.0, 0.3, 0.5, 0.9]),
-    st.sampled_from([0, 1]),
-    st.randoms(use_true_random=False),
-)
-@example([(0, 0, 2, 2), (0, 0, 2, 9)], 0.3, 1, Random(0))  # an IoU of exactly 0.3
-def test_nms_is_mmcvs(rows, threshold, offset, random) -> None:
-    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in rows], np.float32).reshape(-1, 4)
-    scores = np.array(random.sample(range(100), len(rows)), np.float32) / 100
-    kept = ops.nms(torch.from_numpy(boxes), torch.from_numpy(scores), threshold, offset)
-    assert kept.tolist() == reference_nms(boxes, scores, threshold, offset)
-
-
-@substituted
-def test_nms_through_mmcv() -> None:
-    from mmcv.ops import batched_nms, nms
-
-    boxes = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [0, 0, 10, 11]])
-    scores = torch.tensor([0.5, 0.6, 0.7])
-    dets, kept = nms(boxes, scores, 0.5)
-    assert kept.tolist() == [2, 1]  # the touching box stays
-    assert dets.shape == (2, 5)
-    assert nms(boxes, scores, 0.5, score_threshold=0.65)[1].tolist() == [2]
-    assert nms(boxes[:0], scores[:0], 0.5)[1].numel() == 0
-    assert nms(boxes[:1], scores[:1], 0.5)[1].tolist() == [0]
-    _, kept = batched_nms(boxes, scores, torch.tensor([0, 0, 1]), {"type": "nms", "iou_threshold": 0.5})
-    assert kept.tolist() == [2, 1, 0]  # another class does not suppress
-    half, _ = nms(boxes.numpy().astype(np.float16), scores.numpy().astype(np.float16), 0.5)
-    assert len(half) == 2
-
-
-def test_offset_decides_for_adjacent_pixels() -> None:
-    boxes, scores = torch.tensor([[0.0, 0, 0, 9], [0, 0, 1, 9]]), torch.tensor([0.9, 0.8])
-    # with the offset the widths are 1 and 2 px: IoU ½; without it the first box has no area
-    assert ops.nms(boxes, scores, 0.45, offset=1).tolist() == [0]
-    assert ops.nms(boxes, scores, 0.45, offset=0).tolist() == [0, 1]
-
-
-@substituted
-@pytest.mark.parametrize("weighted", [False, True])
-def test_focal_loss_is_mmdets_formula(weighted: bool) -> None:
-    from mmcv.ops import sigmoid_focal_loss
-    from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
-
-    torch.manual_seed(0)
-    logits = torch.randn(12, 5).mul(4).double().requires_grad_()
-    target = torch.randint(0, 6, (12,))  # 5 is background
-    weight = torch.rand(5) if weighted else None
-    ours = sigmoid_focal_loss(logits, target, 2.0, 0.25, weight, "sum")
-    (gradient,) = torch.autograd.grad(ours, logits)
-    onehot = torch.nn.functional.one_hot(target, 6)[:, :5]
-    factor = torch.cat((weight, torch.ones(1)))[target].view(-1, 1) if weighted else torch.ones(12, 1)
-    theirs = (py_sigmoid_focal_loss(logits, onehot, gamma=2.0, alpha=0.25, reduction="none") * factor).sum()
-    (expected,) = torch.autograd.grad(theirs, logits)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
-
-
 @substituted
 def test_other_operators_say_what_to_install() -> None:
-    from mmcv.ops import RoIAlign
+    from mmcv.ops import carafe
 
-    with pytest.raises(PrunetError, match=r"roi_align_forward.*mmcv-lite.*use_torchvision.*pip install 'mmcv"):
-        RoIAlign(7)(torch.rand(1, 2, 8, 8), torch.tensor([[0.0, 0, 0, 4, 4]]))
+    message = r"carafe_forward.*mmcv-lite.*provides only deform_conv,.* nms,.* softnms\. .*pip install 'mmcv"
+    with pytest.raises(PrunetError, match=message):
+        carafe(torch.rand(1, 4, 3, 3), torch.rand(1, 9, 6, 6), 3, 1, 2)
     assert not hasattr(sys.modules["mmcv._ext"], "__wrapped__")
+
+
+def test_provided_operators_are_named_without_their_directions() -> None:
+    assert " ".join(compat.provided()) == (
+        "deform_conv masked_col2im masked_im2col modulated_deform_conv ms_deform_attn nms nms_match "
+        "roi_align roi_pool sigmoid_focal_loss softmax_focal_loss softnms"
+    )
 
 
 def test_import_is_cheap_and_in_time() -> None:
@@ -131,7 +58,8 @@ def test_import_is_cheap_and_in_time() -> None:
         print(importlib.util.find_spec('mmcv._ext') is not None)
         """
     )
-    assert out.split() == ["False", "False", "True", "True"]
+    substitute = isinstance(sys.modules.get("mmcv._ext"), compat.SubstituteExt)  # else a compiled one, not loaded yet
+    assert out.split() == ["False", "False", str(substitute), "True"]
 
 
 def test_compiled_mmcv_is_left_alone(tmp_path: Path) -> None:

@@ -1,0 +1,7 @@
+"""Cascade R-CNN + FPN with EfficientNet-B0 on COCO, 12 epochs on 8 GPUs × 2 images, mixed precision."""
+
+_base_ = "../_base_/detectors/cascade-rcnn_fpn_1x_coco.py"
+
+model = dict(
+    backbone=dict(type="TimmBackbone", model_name="efficientnet_b0.ra_in1k", pretrained=True),
+)

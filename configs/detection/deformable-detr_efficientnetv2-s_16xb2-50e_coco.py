@@ -1,0 +1,8 @@
+"""Deformable DETR with EfficientNetV2-S on COCO, 50 epochs on 16 GPUs × 2 images, mixed precision."""
+
+_base_ = "../_base_/detectors/deformable-detr_16xb2-50e_coco.py"
+
+model = dict(
+    data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
+    backbone=dict(type="TimmBackbone", model_name="tf_efficientnetv2_s.in1k", pretrained=True),
+)

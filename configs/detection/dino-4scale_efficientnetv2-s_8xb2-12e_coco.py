@@ -1,0 +1,8 @@
+"""DINO with 4 scales with EfficientNetV2-S on COCO, 12 epochs on 8 GPUs × 2 images, mixed precision."""
+
+_base_ = "../_base_/detectors/dino-4scale_8xb2-12e_coco.py"
+
+model = dict(
+    data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
+    backbone=dict(type="TimmBackbone", model_name="tf_efficientnetv2_s.in1k", pretrained=True),
+)

@@ -1,0 +1,14 @@
+"""Faster R-CNN on digit scenes with a network of the middle of the space prunet_cpu_small, for two CPU cores.
+
+Give the searched network and its classification weights: ``--arch spec.json --weights weights.safetensors``.
+"""
+
+_base_ = [
+    "../_base_/faster-rcnn_small_fpn.py",
+    "../_base_/scenes_detection.py",
+    "../_base_/scenes_schedule_small.py",
+    "mmdet::_base_/default_runtime.py",
+]
+custom_imports = dict(imports=["prunet_zoo"], allow_failed_imports=False)
+
+model = dict(backbone=dict(arch="{{fileDirname}}/../classification/prunet-cpu-small.json"))

@@ -1,0 +1,11 @@
+"""FCOS + FPN with prunet_p0 on COCO, 12 epochs on 8 GPUs × 2 images, mixed precision."""
+
+_base_ = "../_base_/detectors/fcos_fpn_gn-head_1x_coco.py"
+
+model = dict(
+    backbone=dict(
+        type="PruNet",
+        arch="prunet_p0",
+        init_cfg=dict(type="Pretrained", checkpoint="prunet://prunet_p0"),
+    ),
+)

@@ -1,0 +1,8 @@
+"""RTMDet with EfficientNetV2-S on COCO, 300 epochs on 8 GPUs × 32 images, mixed precision."""
+
+_base_ = "../_base_/detectors/rtmdet_8xb32-300e_coco.py"
+
+model = dict(
+    data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
+    backbone=dict(type="TimmBackbone", model_name="tf_efficientnetv2_s.in1k", pretrained=True),
+)

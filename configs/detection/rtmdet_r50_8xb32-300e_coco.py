@@ -1,0 +1,13 @@
+"""RTMDet with ResNet-50 on COCO, 300 epochs on 8 GPUs × 32 images, mixed precision."""
+
+_base_ = "../_base_/detectors/rtmdet_8xb32-300e_coco.py"
+
+model = dict(
+    backbone=dict(
+        type="ResNet",
+        depth=50,
+        out_indices=(1, 2, 3),  # ResNet's count begins at stride 4
+        style="pytorch",
+        init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet50"),
+    ),
+)

@@ -1,0 +1,7 @@
+"""YOLOX with EfficientNet-B0 on COCO, 300 epochs on 8 GPUs × 8 images, mixed precision."""
+
+_base_ = "../_base_/detectors/yolox_8xb8-300e_coco.py"
+
+model = dict(
+    backbone=dict(type="TimmBackbone", model_name="efficientnet_b0.ra_in1k", pretrained=True),
+)

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# tools/search.py in several processes:  bash tools/dist_search.sh CONFIG PROCESSES [ARGUMENTS...]   (see dist_run.sh)
+set -euo pipefail
+
+PRUNET_COMMAND=$(printf '%q ' bash "${BASH_SOURCE[0]}" "$@")
+export PRUNET_COMMAND DIST_USAGE="tools/dist_search.sh CONFIG"
+exec bash "$(dirname "${BASH_SOURCE[0]}")/dist_run.sh" search "${2:-}" "${1:-}" "${@:3}"

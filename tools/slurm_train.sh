@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# tools/train.py on Slurm:  bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [ARGUMENTS...]   (see slurm_run.sh)
+set -euo pipefail
+
+exec bash "$(dirname "${BASH_SOURCE[0]}")/slurm_run.sh" train "$@"
