@@ -40,7 +40,7 @@ from prunet_zoo.latency.backends.base import cpu_name
 from prunet_zoo.latency.measure import now
 from prunet_zoo.latency.probes import randomise
 from prunet_zoo.mm.cli import load_config, run_tool
-from prunet_zoo.mm.detector_latency import PARTS, Clock, DetectorTimer, count_macs
+from prunet_zoo.mm.detector_latency import LATENCY_PARTS, Clock, DetectorTimer, count_macs, one_image
 from prunet_zoo.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +51,6 @@ BACKBONES = (
     *("efficientnet-b0", "efficientnet-b1", "efficientnet-b2", "efficientnetv2-s", "r50"),
 )
 SIZES = {"retinanet": (800, 1344), "faster-rcnn": (800, 1344), "rtmdet": (640, 640)}  # mmdet's test sizes, padded
-LABELS = {"preprocess": "preprocess", "backbone": "backbone", "neck_head": "neck + head", "post": "post-processing"}
 FAMILIES = (("prunet", "#d62728"), ("gpunet", "#ff7f0e"), ("efficientnet", "#1f77b4"), ("r50", "#7f7f7f"))
 
 _TIMM_RESULTS = (
@@ -130,7 +129,7 @@ def build(name: str, config: Path, size: tuple[int, int], device: torch.device, 
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmdet")):
         model: Any = randomise(MODELS.build(cfg.model)).to(device)
-    timer = DetectorTimer(model, size, candidates)
+    timer = DetectorTimer(model, one_image(size), candidates)
     macs = count_macs(model, size)
     facts = {
         "backbone_params": sum(p.numel() for p in model.backbone.parameters()),
@@ -189,9 +188,9 @@ def plot(rows: Sequence[Mapping[str, Any]], title: str, out: Path) -> None:
     names = [row["backbone"] for row in rows]
     left = [0.0] * len(rows)
     shades = {"preprocess": "#bbbbbb", "backbone": "#1f77b4", "neck_head": "#aec7e8", "post": "#ff9f40"}
-    for part in PARTS:
+    for part in LATENCY_PARTS:
         values = [row[f"{part}_ms"] for row in rows]
-        bars.barh(names, values, left=left, color=shades[part], label=LABELS[part], height=0.7)
+        bars.barh(names, values, left=left, color=shades[part], label=LATENCY_PARTS[part], height=0.7)
         left = [a + b for a, b in zip(left, values, strict=True)]
     bars.invert_yaxis()
     bars.set(xlabel="latency of the detector, ms")

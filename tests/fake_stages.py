@@ -66,7 +66,8 @@ elif stage == "measure":
     print(json.dumps({"median_ms": 0.3, "device": "a processor", "date": "2026-01-01", "backend": "onnxruntime",
                       "threads": 1, "batch": 1}))
 elif stage.startswith("speed_"):
-    print(json.dumps({"median_ms": 12.5, "threads": 1, "input_size": [128, 128]}))
+    times = {f"{part}_ms": 1.0 for part in ("preprocess", "backbone", "neck_head", "post")}
+    print(json.dumps({**times, "total_ms": 12.5, "threads": 1, "input_size": [128, 128]}))
 elif stage == "picture":
     write(pathlib.Path(argv[argv.index("--out") + 1]), "picture")
 else:

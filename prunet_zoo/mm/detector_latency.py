@@ -6,8 +6,8 @@
 ``post``        ``predict_by_feat`` of every head: decoding of boxes, top k, NMS; of a region proposal network too
 
 Latency does not depend on the weights, which may be random, but for one thing: how many boxes pass the score threshold
-and NMS. Post-processing is therefore given fixed scores and boxes, the same for every network of the same detector and
-input size, and so is a second stage, whose proposals follow from them.
+and NMS. To compare networks, post-processing is given fixed scores and boxes, the same for every network of the same
+detector and input size, and so is a second stage, whose proposals follow from them. A trained detector keeps its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunet_zoo.errors import LatencyError
 
-PARTS = ("preprocess", "backbone", "neck_head", "post")
+LATENCY_PARTS = {
+    "preprocess": "preprocessing",
+    "backbone": "backbone",
+    "neck_head": "neck and head",
+    "post": "post-processing",
+}
 _LEFT_OUT = "left out"  # what only the measurement needs
 _LOGIT = -12.0  # of a score that passes no threshold: 6e-6
 _PASSING = (0.1, 0.95)  # scores of the candidates
@@ -65,25 +70,26 @@ class Clock:
 
 
 class DetectorTimer:
-    """A detector whose ``test_step`` on one random image is timed in parts.
+    """A detector whose ``test_step`` on one image is timed in parts.
 
     Args:
         model: an mmdet detector on its device, in eval mode; its calls are replaced by timed ones.
-        size: (H, W) of the image in px.
-        candidates: pairs of box and class whose score passes the threshold (see `fixed_maps`, `fixed_rois`).
+        data: a batch of one image, as mmdet's pipelines give it (`one_image`).
+        candidates: pairs of box and class whose score passes the threshold (see `fixed_maps`, `fixed_rois`); None: the
+            detector's own scores and boxes.
 
     Raises:
         LatencyError: the detector has no head with ``predict_by_feat``.
     """
 
-    def __init__(self, model: nn.Module, size: tuple[int, int], candidates: int = 1000) -> None:
+    def __init__(self, model: nn.Module, data: dict[str, Any], candidates: int | None = 1000) -> None:
         self.model: Any = model
-        self.data = one_image(size)
+        self.data = data
         self.clock = Clock(next(model.parameters()).device)
         self.runs: list[dict[str, float]] = []
         self._instrument(candidates)
 
-    def _instrument(self, candidates: int) -> None:
+    def _instrument(self, candidates: int | None) -> None:
         model, clock = self.model, self.clock
         heads = [module for module in model.modules() if hasattr(module, "predict_by_feat")]
         if not heads:
@@ -91,8 +97,11 @@ class DetectorTimer:
         model.data_preprocessor.forward = clock.timed("preprocess", model.data_preprocessor.forward)
         model.backbone.forward = clock.timed("backbone", model.backbone.forward)
         for head in heads:
-            proposals = head is getattr(model, "rpn_head", None)
-            head.predict_by_feat = self._post(head.predict_by_feat, FixedOutputs(head, candidates, proposals))
+            if candidates is None:
+                head.predict_by_feat = clock.timed("post", head.predict_by_feat)
+            else:
+                proposals = head is getattr(model, "rpn_head", None)
+                head.predict_by_feat = self._post(head.predict_by_feat, FixedOutputs(head, candidates, proposals))
 
     def _post(self, predict: Callable[..., Any], outputs: FixedOutputs) -> Callable[..., Any]:
         fix, post = self.clock.timed(_LEFT_OUT, outputs.put), self.clock.timed("post", predict)
@@ -114,7 +123,7 @@ class DetectorTimer:
             total = self.clock.now() - start
         spent = self.clock.spent
         total -= spent.pop(_LEFT_OUT, 0)
-        times = {part: spent.get(part, 0) for part in PARTS}
+        times = {part: spent.get(part, 0) for part in LATENCY_PARTS}
         times["neck_head"] = total - sum(spent.values())
         return {part: 1e-6 * ns for part, ns in {**times, "total": total}.items()}
 
@@ -129,7 +138,7 @@ class DetectorTimer:
         totals = sorted(run["total"] for run in self.runs)
         last = len(totals) - 1
         return {
-            **{f"{part}_ms": statistics.median(run[part] for run in quiet) for part in (*PARTS, "total")},
+            **{f"{part}_ms": statistics.median(run[part] for run in quiet) for part in (*LATENCY_PARTS, "total")},
             "total_p10_ms": totals[round(0.1 * last)],
             "total_p90_ms": totals[round(0.9 * last)],
             "n": len(totals),

@@ -1,4 +1,4 @@
-"""Latency of a whole detector on one image: normalisation, network, post-processing; not the reading of the file.
+"""Latency of a trained detector on one image, split as in `detector_latency`; the reading of the file is not in it.
 
 $ python -m prunet_zoo.mm.detector_speed WORK_DIR [--threads 1] [--seconds 2] [--json]      # of a run of tools/train.py
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from prunet_zoo.errors import DataError
 from prunet_zoo.mm.checks import check_files
 from prunet_zoo.mm.cli import ConfigError, load_config, run_tool
+from prunet_zoo.mm.detector_latency import DetectorTimer
 from prunet_zoo.mm.draw import find_run
 from prunet_zoo.mm.training import device_name
 
@@ -33,10 +33,10 @@ def measure_detector(work_dir: str | Path, threads: int = 1, seconds: float = 2.
     Args:
         work_dir: of a training run.
         threads: CPU threads.
-        seconds: to spend on timed runs, after three that are not.
+        seconds: to spend on timed runs, at least five, after three that are not.
 
     Returns:
-        ``median_ms``, ``p10_ms``, ``p90_ms``, ``n``, ``input_size`` (H, W in px, as the network sees it), the setting.
+        `DetectorTimer.summary`'s times (ms), ``input_size`` (H, W in px, as the network sees it), the setting.
 
     Raises:
         CheckpointError: no run's folder. ConfigError: no validation data. DataError: it is missing or empty.
@@ -60,15 +60,16 @@ def measure_detector(work_dir: str | Path, threads: int = 1, seconds: float = 2.
         batch = pseudo_collate([dataset[0]])
         with torch.no_grad():
             size = model.data_preprocessor(batch, False)["inputs"].shape[-2:]
-            times = _time(lambda: model.test_step(batch), seconds)
+        timer = DetectorTimer(model, batch, candidates=None)
+        for _ in range(3):
+            timer.run()
+        until = time.perf_counter() + seconds
+        while len(timer.runs) < 5 or time.perf_counter() < until:
+            timer.sample()
     finally:
         torch.set_num_threads(before)
-    cuts = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]] * 9
     return {
-        "median_ms": statistics.median(times),
-        "p10_ms": cuts[0],
-        "p90_ms": cuts[-1],
-        "n": len(times),
+        **timer.summary(),
         "input_size": list(size),
         "threads": threads,
         "backend": "torch",
@@ -76,26 +77,6 @@ def measure_detector(work_dir: str | Path, threads: int = 1, seconds: float = 2.
         "device": device_name(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _time(step: Callable[[], Any], seconds: float) -> list[float]:
-    """Milliseconds of each run."""
-    times: list[float] = []
-    for _ in range(3):
-        step()
-    until = time.perf_counter() + seconds
-    while len(times) < 5 or time.perf_counter() < until:
-        _wait()
-        start = time.perf_counter()
-        step()
-        _wait()
-        times.append(1000 * (time.perf_counter() - start))
-    return times
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with contextlib.redirect_stdout(sys.stderr):  # pycocotools and mmengine tell what they load
         record = measure_detector(args.work_dir, args.threads, args.seconds)
-    short = f"{record['median_ms']:.4g} ms for one image of {record['input_size']} px, {record['device']}"
+    short = f"{record['total_ms']:.4g} ms for one image of {record['input_size']} px, {record['device']}"
     print(json.dumps(record, indent=2) if args.json else short)
     return 0
 

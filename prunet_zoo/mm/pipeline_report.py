@@ -17,6 +17,7 @@ from rich.table import Table
 
 from prunet_zoo.files import write_atomic, write_json
 from prunet_zoo.jsonfile import list_named
+from prunet_zoo.mm.detector_latency import LATENCY_PARTS
 from prunet_zoo.mm.pipeline import REPORT, Pipeline
 from prunet_zoo.mm.pipeline_config import CLASSIFIER, MEASURED
 from prunet_zoo.mm.training import METRICS
@@ -97,7 +98,8 @@ def rows_of(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append((f"{name}: box mAP50 / mAP", " / ".join(shown) or "not evaluated"))
         latency = item["latency"]
         size = "×".join(map(str, latency["input_size"]))
-        told = f"{latency['median_ms']:.4g} ms, PyTorch, {latency['threads']} thread(s)"
+        split = ", ".join(f"{part} {latency[f'{key}_ms']:.3g}" for key, part in LATENCY_PARTS.items())
+        told = f"{latency['total_ms']:.4g} ms ({split}), PyTorch, {latency['threads']} thread(s)"
         rows.append((f"{name}: one image of {size} px", told))
     rows.append(("seconds by stage", ", ".join(f"{key} {value:.0f}" for key, value in report["seconds"].items())))
     return rows

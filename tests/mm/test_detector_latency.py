@@ -14,7 +14,15 @@ from mmengine.registry import DefaultScope
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.mm.cli import load_config
-from prunet_zoo.mm.detector_latency import PARTS, Clock, DetectorTimer, count_macs, fixed_maps, fixed_rois
+from prunet_zoo.mm.detector_latency import (
+    LATENCY_PARTS,
+    Clock,
+    DetectorTimer,
+    count_macs,
+    fixed_maps,
+    fixed_rois,
+    one_image,
+)
 from prunet_zoo.mm.training import network_macs
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "detection"
@@ -66,13 +74,13 @@ def test_candidates_of_a_second_stage(boxes: int, classes: int, n: int) -> None:
 )
 def test_the_parts_are_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that counts its own readings: each part is there, nothing is counted twice, the rest is the neck."""
-    timer = DetectorTimer(detector(name), SIZE, candidates=50)
+    timer = DetectorTimer(detector(name), one_image(SIZE), candidates=50)
     ticks = iter(range(0, 10**12, 10**6))  # 1 ms from one reading to the next
     monkeypatch.setattr(timer.clock, "now", lambda: next(ticks))
     run = timer.run()
     heads = 2 if name.startswith("faster") else 1
     assert run["preprocess"] == run["backbone"] == pytest.approx(1.0) and run["post"] == pytest.approx(heads)
-    assert sum(run[part] for part in PARTS) == pytest.approx(run["total"])
+    assert sum(run[part] for part in LATENCY_PARTS) == pytest.approx(run["total"])
     timer.sample()
     assert timer.summary()["total_ms"] == pytest.approx(run["total"]) and timer.summary()["n"] == 1
 
@@ -85,7 +93,7 @@ def test_other_weights_give_the_same_number_of_boxes() -> None:
         model.rpn_head.init_weights()
         for parameter in model.rpn_head.parameters():
             torch.nn.init.normal_(parameter, std=seed + 0.1)
-        timer = DetectorTimer(model, SIZE, candidates=20)
+        timer = DetectorTimer(model, one_image(SIZE), candidates=20)
         roi_head = model.roi_head.predict
 
         def predict(x: Any, results: Any, *args: Any, roi_head: Any = roi_head, **kwargs: Any) -> Any:
@@ -100,8 +108,10 @@ def test_other_weights_give_the_same_number_of_boxes() -> None:
 
 
 def test_the_quieter_third_counts() -> None:
-    timer = DetectorTimer(detector("retinanet_prunet-cpu-small_fpn"), SIZE)
-    timer.runs = [{**dict.fromkeys(PARTS, float(t)), "total": 4.0 * t} for t in (1, 2, 3, 50, 60, 70, 80, 90, 100)]
+    timer = DetectorTimer(detector("retinanet_prunet-cpu-small_fpn"), one_image(SIZE))
+    timer.runs = [
+        {**dict.fromkeys(LATENCY_PARTS, float(t)), "total": 4.0 * t} for t in (1, 2, 3, 50, 60, 70, 80, 90, 100)
+    ]
     summary = timer.summary()
     assert (summary["total_ms"], summary["backbone_ms"]) == (8.0, 2.0)
     assert summary["total_p90_ms"] == 360.0
@@ -127,4 +137,4 @@ def test_macs_of_the_backbone_are_the_specs() -> None:
 
 def test_a_model_without_heads_is_refused() -> None:
     with pytest.raises(LatencyError, match="no head with predict_by_feat"):
-        DetectorTimer(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1)), SIZE)
+        DetectorTimer(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1)), one_image(SIZE))

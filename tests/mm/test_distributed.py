@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from torch import nn
 
-from prunet_zoo.mm.distributed import CpuDistributedDataParallel, LaunchError, full_precision_on_cpu, processes
+from prunet_zoo.mm.distributed import (
+    CpuDistributedDataParallel,
+    LaunchError,
+    SyncStatisticsHook,
+    full_precision_on_cpu,
+    processes,
+)
 from prunet_zoo.mm.interrupts import COMMAND, resume_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +113,30 @@ def test_accuracy_is_of_all_images_and_of_the_network_in_the_checkpoint(
         tested = json.loads(out.read_text())
         for metric in ("top1", "top5"):
             assert tested["metrics"][metric] == pytest.approx(record["metrics"][metric])
+
+
+def statistics_of_two(number: int, port: int) -> None:
+    """In each of two processes: averaged once, buffers of the network and of its average hold the mean of both."""
+    store = torch.distributed.TCPStore("127.0.0.1", port, 2, number == 0)
+    torch.distributed.init_process_group("gloo", store=store, rank=number, world_size=2)
+    model, hook = nn.BatchNorm1d(3), EMAHook()
+    hook.ema_model = nn.BatchNorm1d(3)
+    model.running_mean.fill_(number)
+    model.num_batches_tracked.fill_(number)
+    hook.ema_model.running_var.fill_(3 * number)
+    SyncStatisticsHook.average(SimpleNamespace(model=model, hooks=[hook]))
+    assert model.running_mean.tolist() == [0.5] * 3 and hook.ema_model.running_var.tolist() == [1.5] * 3
+    assert model.num_batches_tracked == number  # a count, not a statistic
+
+
+def test_statistics_are_averaged(free_port: int) -> None:
+    context = multiprocessing.get_context("fork")
+    jobs = [context.Process(target=statistics_of_two, args=(number, free_port)) for number in range(2)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(60)
+    assert [job.exitcode for job in jobs] == [0, 0]
 
 
 def test_killed_in_two_processes_and_resumed(run: Run, scenes: Path, tmp_path: Path) -> None:
