@@ -116,6 +116,8 @@ def allow_checkpoint_classes() -> None:
     def one_cycle(*args: Any) -> NoReturn:
         raise UnpicklingError("a checkpoint may name OneCycleParamScheduler, but not make one")
 
+    for name in ("_annealing_cos", "_annealing_linear"):  # onedl-mmengine allows getattr itself while it loads a file
+        setattr(one_cycle, name, getattr(OneCycleParamScheduler, name))
     attributes: dict[Any, tuple[type, tuple[str, ...]]] = {
         HistoryBuffer: (HistoryBuffer, ("min", "max", "current", "mean")),
         one_cycle: (OneCycleParamScheduler, ("_annealing_cos", "_annealing_linear")),
@@ -135,6 +137,9 @@ def allow_checkpoint_classes() -> None:
     for package in ("numpy._core", "numpy.core"):  # numpy 2 and numpy 1 write different names for the same function
         for name in ("_reconstruct", "scalar"):
             allowed.append(_renamed(getattr(multiarray, name), f"{package}.multiarray", name))
+    if hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):  # torch 2.6: entries may be (class, name)
+        # onedl-mmengine allows some of these while it loads a file, and then takes them off the list: but not a pair
+        allowed = [(item, f"{item.__module__}.{item.__qualname__}") for item in allowed]
     add(allowed)
 
 

