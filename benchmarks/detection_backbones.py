@@ -67,7 +67,7 @@ PUBLISHED = {
     "tf_efficientnetv2_s.in1k": (83.900, 384, _TIMM_RESULTS),
     "tf_efficientnetv2_s.in21k_ft_in1k": (84.288, 384, _TIMM_RESULTS),
     "efficientnetv2_rw_s.ra2_in1k": (83.808, 384, _TIMM_RESULTS),
-    "torchvision://resnet50": (76.130, 224, "https://docs.pytorch.org/vision/stable/models.html (IMAGENET1K_V1)"),
+    "torchvision://resnet50": (76.130, 224, f"{_TIMM_RESULTS} (resnet50.tv_in1k)"),
 }
 
 
@@ -256,7 +256,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--backbones", nargs="+", default=list(BACKBONES), metavar="NAME", help="as in the configs' names"
     )
-    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="px; default: the detector's test size")
+    parser.add_argument(
+        "--size", nargs=2, type=int, metavar=("H", "W"), help="px, multiples of 32; default: the detector's test size"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, metavar="N", help="images a network; default 9")
@@ -270,10 +272,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build, time, report."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    rounds = args.rounds or (3 if args.quick else 9)
+    rounds = (3 if args.quick else 9) if args.rounds is None else args.rounds
     size = tuple(args.size) if args.size else (128, 160) if args.quick else SIZES[args.detector]
     if min(*size, args.threads, rounds) < 1 or args.candidates < 0:
         parser.error("--size, --threads and --rounds must be at least 1, --candidates at least 0")
+    if any(side % 32 for side in size):
+        parser.error(f"--size must be multiples of 32, as mmdet pads its images, got {size[0]} {size[1]}")
+    if len(set(args.backbones)) < len(args.backbones):
+        parser.error(f"--backbones must differ from each other, got {' '.join(args.backbones)}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError("--device cuda was asked for, but torch sees no CUDA device; use --device cpu")
     torch.set_num_threads(args.threads)

@@ -209,6 +209,23 @@ def test_detection_backbones_table(backbones: ModuleType, tmp_path: Path, capsys
     assert "prunet-p0" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "100", "160"], "multiples of 32, as mmdet pads its images, got 100 160"),
+        (["--size", "0", "160"], "must be at least 1"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--backbones", "r50", "prunet-p0", "r50"], "--backbones must differ from each other, got r50 prunet-p0 r50"),
+    ],
+)
+def test_detection_backbones_arguments(
+    backbones: ModuleType, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as stop:
+        backbones.main(arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_detection_backbones_knows_its_configs(backbones: ModuleType, tmp_path: Path):
     for detector in backbones.SIZES:
         for name in backbones.BACKBONES:

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from prunet_zoo.errors import DataError
 from prunet_zoo.mm.browse import browse
 from prunet_zoo.mm.checks import check_files
 from prunet_zoo.mm.cli import ConfigError, add_config_arguments, config_from_args, run_tool
@@ -22,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = add_config_arguments(argparse.ArgumentParser(description=__doc__), training=False)
     parser.add_argument("--part", choices=("train", "val", "test"), default="train", help="of the data; default train")
     parser.add_argument("--number", type=int, default=12, metavar="N", help="how many samples; default 12")
-    parser.add_argument("--out", metavar="D", help="folder, or F.png for the sheet alone; default WORK_DIR/browse_PART")
+    parser.add_argument(
+        "--out", metavar="D", help="folder, or F.png or F.jpg: the sheet alone; default WORK_DIR/browse_PART"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of choice and augmentation; default 0")
     parser.add_argument("--check", action="store_true", help="look the training and validation data over; draw nothing")
     add_own_data_arguments(parser)
@@ -38,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines = check_coco({**cfg, "data_check": True}, parts)
         print(*lines, "nothing found that would stop a training run", sep="\n")
         return 0
+    try:
+        check_coco(cfg, parts, images=False)
+    except DataError as error:
+        raise DataError(f"{error}\n(--cfg-options data_check=False draws them as they are)") from None
     written = browse(cfg, args.part, args.number, args.out or Path(cfg.work_dir) / f"browse_{args.part}", args.seed)
     print(f"drawn: {written[0]}" + (f" and {len(written) - 1} single pictures beside it" if len(written) > 1 else ""))
     return 0

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run a tool in several processes of this machine with torchrun; dist_train.sh, dist_test.sh and dist_search.sh call this.
+# Run a tool in several processes of this machine (launch.py); dist_train.sh, dist_test.sh and dist_search.sh call this.
 #
 #   bash tools/dist_run.sh TOOL PROCESSES [ARGUMENTS...]      TOOL: train, test or search; PROCESSES: one for each GPU
 #
@@ -17,17 +17,20 @@ fi
 tool=$1 processes=$2
 shift 2
 
-nnodes=${NNODES:-1}
+nnodes=${NNODES:-1} node=${NODE_RANK:-0}
+for number in "$nnodes" "$node" "${PORT:-1}"; do
+  if ! [[ $number =~ ^[0-9]+$ ]]; then
+    printf 'error: NNODES, NODE_RANK and PORT must be numbers, got: %s\n' "$number" >&2
+    exit 2
+  fi
+done
+where=()
 if [ "$nnodes" -gt 1 ] || [ -n "${PORT:-}" ] || [ -n "${MASTER_ADDR:-}" ]; then
-  where=(--nnodes "$nnodes" --node_rank "${NODE_RANK:-0}"
-    --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}")
-else
-  where=(--standalone) # takes a free port, so two runs on one machine do not meet
-fi
+  where=(--nnodes "$nnodes" --node-rank "$node"
+    --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}")
+fi # else a free port, so two runs on one machine do not meet
 
 # the tool's messages and records repeat this command
 PRUNET_COMMAND=${PRUNET_COMMAND:-$(printf '%q ' bash "${BASH_SOURCE[0]}" "$tool" "$processes" "$@")}
 export PRUNET_COMMAND
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "${PYTHON:-python}" -m torch.distributed.run "${where[@]}" --nproc_per_node "$processes" \
-  "$tools/$tool.py" "$@" --launcher pytorch
+exec "${PYTHON:-python}" "$tools/launch.py" ${where[@]+"${where[@]}"} --processes "$processes" "$tools/$tool.py" "$@"

@@ -17,10 +17,21 @@ arguments=("${@:6}")
 
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-8}
+cpus=${CPUS_PER_TASK:-5}
+for number in "$gpus" "$per_node" "$cpus"; do
+  if ! [[ $number =~ ^[1-9][0-9]*$ ]]; then
+    printf 'error: GPUS, GPUS_PER_NODE and CPUS_PER_TASK must be numbers from 1 on, got: %s\n' "$number" >&2
+    exit 2
+  fi
+done
+if ! command -v srun >/dev/null; then
+  printf 'error: srun is not on PATH: this is no machine of a Slurm cluster; on one machine use tools/dist_%s.sh\n' "$tool" >&2
+  exit 2
+fi
 if [ "$per_node" -gt "$gpus" ]; then per_node=$gpus; fi
 gres=${GRES-gpu:$per_node}
 asked=(--partition "$partition" --job-name "$name" --ntasks "$gpus" --ntasks-per-node "$per_node"
-  --cpus-per-task "${CPUS_PER_TASK:-5}" --kill-on-bad-exit 1)
+  --cpus-per-task "$cpus" --kill-on-bad-exit 1)
 if [ -n "$gres" ]; then asked+=(--gres "$gres"); fi
 read -r -a more <<<"${SRUN_ARGS:-}"
 

@@ -10,7 +10,7 @@ from prunet_zoo.files import write_json
 from prunet_zoo.mm.cli import add_config_arguments, config_from_args, run_tool
 from prunet_zoo.mm.interrupts import is_first
 from prunet_zoo.mm.testing import find_config, fit_loader, prepare_test, preprocessing
-from prunet_zoo.mm.training import test
+from prunet_zoo.mm.training import summary, test
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.json:
         write_json(args.json, record)
-    print(", ".join(f"{k} {v:g}" for k, v in record["metrics"].items()) + f"; {record['images']} images{_of(own)}")
+    print(f"{summary(record['metrics'])}; {record['images']} images{_of(own)}")
     return 0
 
 

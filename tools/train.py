@@ -9,7 +9,7 @@ from prunet_zoo.mm.cli import add_config_arguments, config_from_args, run_tool
 from prunet_zoo.mm.interrupts import is_first
 from prunet_zoo.mm.network import set_arch, set_weights
 from prunet_zoo.mm.own_data import add_own_data_arguments, set_own_data
-from prunet_zoo.mm.training import METRICS, train
+from prunet_zoo.mm.training import METRICS, summary, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,9 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_arch(cfg, args.arch)
     set_weights(cfg, args.weights)
     record = train(cfg)
-    shown = ", ".join(f"{k} {v:g}" for k, v in record["metrics"].items())
     if is_first():
-        print(f"{shown}; {record['seconds']:.0f} s; see {cfg.work_dir}/{METRICS}")
+        print(f"{summary(record['metrics'])}; {record['seconds']:.0f} s; see {cfg.work_dir}/{METRICS}")
     return 0
 
 

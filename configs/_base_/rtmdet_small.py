@@ -28,7 +28,7 @@ model = dict(
         loss_cls=dict(type="QualityFocalLoss", use_sigmoid=True, beta=2.0, loss_weight=1.0),
         loss_bbox=dict(type="GIoULoss", loss_weight=2.0),
         with_objectness=False,
-        exp_on_reg=False,
+        exp_on_reg=True,  # as sizes m and l: boxes of 2 strides at the start, where False begins with empty ones
         share_conv=True,
         pred_kernel_size=1,
         norm_cfg=dict(type="BN"),

@@ -35,16 +35,16 @@ train_dataloader = dict(batch_size=8, num_workers=2, dataset=dict(pipeline=train
 val_dataloader = dict(batch_size=8, num_workers=2, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-max_epochs = 20
-train_cfg = dict(max_epochs=max_epochs, val_interval=2)
+train_cfg = dict(max_epochs=20, val_interval=2)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type="AdamW", lr=2e-4, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(_delete_=True, max_norm=10.0),
+    clip_grad=dict(max_norm=10.0),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type="CosineAnnealingLR", T_max=max_epochs, eta_min=2e-6, by_epoch=True, convert_to_iter_based=True),
+    # over all epochs, however many train_cfg has
+    dict(type="CosineAnnealingLR", eta_min=2e-6, by_epoch=True, convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(checkpoint=dict(interval=2, max_keep_ckpts=2, save_best="coco/bbox_mAP"))

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prunet_zoo.data.coco_masks import find_fault, is_left_out
 from prunet_zoo.errors import DataError, few
 
 TOLERATED, A_FEW = 0.1, 5  # share of the annotations (or images), and number, up to which a soft problem is a warning
 SOURCE = "prunet_zoo_source"  # in "info" of a copy that we made: the file it was made from
+GIVEN = "_given"  # in annotations of such a copy, behind the name of what was changed: what the file has there
 _INT, _NUMBER, _ID = (int,), (int, float), (int, str)
 
 
@@ -111,7 +112,8 @@ def find_problems(
     problems = _class_problems(coco, classes)
     if any(problem.stops for problem in problems):
         classes = None  # that nothing of the config's classes is annotated has been said
-    return [*_duplicates(coco, repairable), *problems, *_annotation_problems(coco, classes, masks, repairable)]
+    for_masks = scored if masks else None
+    return [*_duplicates(coco, repairable), *problems, *_annotation_problems(coco, classes, for_masks, repairable)]
 
 
 def _field_problems(coco: CocoFile, scored: bool, repairable: bool) -> list[Problem]:
@@ -200,8 +202,10 @@ def _class_problems(coco: CocoFile, classes: Sequence[str] | None) -> list[Probl
     return problems
 
 
-def _annotation_problems(coco: CocoFile, classes: Sequence[str] | None, masks: bool, repairable: bool) -> list[Problem]:
-    """Annotations that mmdet leaves out, and those that it fails on."""
+def _annotation_problems(
+    coco: CocoFile, classes: Sequence[str] | None, masks: bool | None, repairable: bool
+) -> list[Problem]:
+    """Annotations that mmdet leaves out, and those that it fails on; ``masks``: whether scored, None: not used."""
     items = coco.annotations
     if not items:
         return [Problem("it has no annotations; there is nothing to learn from or to score against", stops=True)]
@@ -244,39 +248,41 @@ def _annotation_problems(coco: CocoFile, classes: Sequence[str] | None, masks: b
             f"none of its {len(items)} annotations can be used: each has an unknown image, another class or a bad box"
         )
         problems.append(Problem(text, stops=True))
-    return [*problems, *(_mask_problems(items, usable) if masks else [])]
-
-
-def _mask_problems(items: Sequence[dict[str, Any]], usable: NDArray[np.bool_]) -> list[Problem]:
-    """Segmentations that lack (mmdet fails on one) or that are none (mmdet ignores the object)."""
-    absent, broken = [], []
-    for i in np.flatnonzero(usable).tolist():
-        segmentation = items[i].get("segmentation")
-        if not segmentation:
-            absent.append(i)
-        elif not _is_segmentation(segmentation):
-            broken.append(i)
-    problems, total = [], int(usable.sum())
-    for bad, what, stops in (
-        (absent, "annotations have no segmentation, which the config trains or scores", True),
-        (broken, "segmentations are neither polygons of at least three points nor RLE, and are ignored", None),
-    ):
-        if bad:
-            shown = few(f"annotation {items[i].get('id')}" for i in bad)
-            remedy = "export masks too, or take a config for boxes (RetinaNet, RTMDet, Faster R-CNN, …)"
-            make = _problem if stops else soft_problem
-            problems.append(make(len(bad), total, what, shown, remedy))
+    if masks is not None:
+        read = (image >= 0) & ~found[1][0] if masks else usable  # pycocotools reads what mmdet leaves out too
+        at = np.flatnonzero(read).tolist()
+        problems += _mask_problems([(items[i], height[i], width[i]) for i in at], scored=masks)
     return problems
 
 
-def _is_segmentation(value: Any) -> bool:
-    if isinstance(value, dict):
-        size, counts = value.get("size"), value.get("counts")
-        return isinstance(size, list) and len(size) == 2 and isinstance(counts, list | str)
-    if not isinstance(value, list):
-        return False
-    polygons = [p for p in value if isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0]
-    return bool(polygons) and all(type(v) in _NUMBER and -np.inf < v < np.inf for v in chain.from_iterable(polygons))
+def _mask_problems(items: Sequence[tuple[dict[str, Any], float, float]], scored: bool) -> list[Problem]:
+    """Segmentations that lack (mmdet fails on one), that are none (mmdet ignores the object), or do harm.
+
+    Args:
+        items: annotations, each with the height and width of its image in px.
+        scored: pycocotools reads them.
+    """
+    absent, harmful, left_out = [], [], []
+    for item, height, width in items:
+        segmentation = item.get("segmentation")
+        if not segmentation:
+            absent.append(called(item))
+        elif fault := find_fault(segmentation, height, width, scored):
+            harmful.append(f"{called(item)} ({fault})")
+        elif is_left_out(segmentation):
+            left_out.append(called(item))
+    remedy = "export masks too, or take a config for boxes (RetinaNet, RTMDet, Faster R-CNN, …)"
+    kinds = (
+        (absent, "annotations have no segmentation, which the config trains or scores", remedy, _problem),
+        (harmful, "segmentations are malformed, which ends training or gives other masks", "mend them", _problem),
+        (
+            left_out,
+            "segmentations are neither polygons of at least three points nor RLE, and are ignored",
+            remedy,
+            soft_problem,
+        ),
+    )
+    return [make(len(bad), len(items), what, few(bad), what_to_do) for bad, what, what_to_do, make in kinds if bad]
 
 
 def _size(image: dict[str, Any], key: str) -> float:
@@ -330,13 +336,19 @@ def _show_item(part: str, item: dict[str, Any], index: int, key: str) -> str:
     return f"{called if part != 'annotations' else item.get('id', f'number {index}')} ({value[:60]})"
 
 
+def called(item: dict[str, Any]) -> str:
+    """An annotation by the id that the user's file gives it."""
+    given = item.get(f"id{GIVEN}", item.get("id"))
+    return "an annotation without id" if given is None else f"annotation {given}"
+
+
 def _show_annotation(item: dict[str, Any], coco: CocoFile, image: int, key: str) -> str:
     """An annotation by its id, with the value of ``key`` or with its box and image."""
     if key:
-        return f"annotation {item.get('id')} ({key} {item[key]!r})"
+        return f"{called(item)} ({key} {item.get(f'{key}{GIVEN}', item[key])!r})"
     box = ", ".join(f"{value:g}" for value in item["bbox"])
     if image < 0:
-        return f"annotation {item.get('id')} [{box}]"
+        return f"{called(item)} [{box}]"
     entry = coco.images[image]
     size = f"{entry.get('width')}×{entry.get('height')}"
-    return f"annotation {item.get('id')} [{box}] in {entry['file_name']} ({size})"
+    return f"{called(item)} [{box}] in {entry['file_name']} ({size})"

@@ -16,9 +16,10 @@ from PIL import Image, ImageDraw
 
 from prunet_zoo.errors import DataError
 from prunet_zoo.files import write_atomic
+from prunet_zoo.mm.checks import unreadable_image
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.coco_checks import mappings, type_name
-from prunet_zoo.mm.draw_boxes import class_colour, draw_boxes, encode, title_font
+from prunet_zoo.mm.draw_boxes import KEPT, class_colour, draw_boxes, drawable, encode, title_font
 from prunet_zoo.mm.network import register_mmdet
 from prunet_zoo.mm.predict import Box
 
@@ -34,22 +35,25 @@ def browse(cfg: Config, part: str = "train", number: int = 12, out: str | Path =
         cfg: any mmdet config.
         part: 'train', 'val' or 'test'.
         number: how many samples, drawn without repetition; all when there are fewer.
-        out: a folder for single pictures and the sheet of all, or a ``.png`` for the sheet alone.
+        out: a folder for single pictures and the sheet of all, or a ``.png`` or ``.jpg`` for the sheet alone.
         seed: of the choice and of the augmentation: the same one gives the same pictures.
 
     Returns:
         What was written, the sheet first.
 
     Raises:
-        ConfigError: the config has no such data, or they are no detection data.
+        ConfigError: the config has no such data, or they are no detection data; ``out`` is another kind of picture.
         DataError: there is nothing to draw, or an image cannot be read.
     """
     if number < 1:
         raise ConfigError(f"--number must be at least 1, got {number}")
+    out = Path(out)
+    alone = out.suffix.lower() in KEPT
+    if not alone and out.suffix.lower() in {*Image.registered_extensions(), ".svg"}:
+        raise ConfigError(f"--out {out}: the sheet is written as .png or .jpg; give F.png, F.jpg or a folder")
     samples = load_samples(cfg, part, number, seed)
     pictures = [(title, draw_sample(image, sample, classes)) for title, image, sample, classes in samples]
-    out = Path(out)
-    sheet = out if out.suffix.lower() == ".png" else out / SHEET
+    sheet = out if alone else out / SHEET
     write_atomic(sheet, encode(contact_sheet(pictures), sheet))
     written = [sheet]
     if sheet != out:
@@ -85,6 +89,10 @@ def load_samples(cfg: Config, part: str, number: int, seed: int) -> list[tuple[s
             packed = dataset[index]
         except FileNotFoundError as error:
             raise DataError(f"an image of the {part} data is missing: {error}") from None
+        except AssertionError as error:
+            if not (path := unreadable_image(error)):
+                raise
+            raise DataError(f"image {path} of the {part} data cannot be read: it is damaged or cut off") from None
         sample = packed.get("data_samples") if isinstance(packed, dict) else None
         if sample is None or "gt_instances" not in sample:
             raise ConfigError(
@@ -119,10 +127,11 @@ def contact_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     rows = -(-len(pictures) // columns)
     width, height = _TILE + _GAP, _TILE + _TITLE + _GAP
     sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), title_font(13)
+    draw = ImageDraw.Draw(sheet)
     for place, (title, picture) in enumerate(pictures):
         x, y = _GAP + place % columns * width, _GAP + place // columns * height
-        shown = title
+        shown, path = drawable(title, f"sample {place}")
+        font = title_font(13, path)
         while len(shown) > 4 and draw.textlength(shown, font=font) > _TILE:
             shown = "…" + shown[2:]
         draw.text((x, y), shown, fill="black", font=font)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from prunet_zoo.data.scenes import MARKER
 from prunet_zoo.errors import CheckpointError, DataError, few
 from prunet_zoo.mm.hooks import unwrap
 from prunet_zoo.mm.scheme import local_file
@@ -122,8 +122,16 @@ def from_data(error: BaseException) -> bool:
     return "Original Traceback" in str(error)
 
 
+def unreadable_image(error: BaseException) -> str:
+    """Path of the image that mmcv could not decode; empty text for other errors."""
+    found = re.findall(r"failed to load image: (.+)", str(error))
+    return found[-1].strip() if found else ""  # a worker's error has mmcv's line of code before it
+
+
 def how_to_restore(path: str | Path, key: str = "") -> str:
     """What to do about missing data at ``path``, which ``key`` of the config names."""
+    from prunet_zoo.data.scenes import MARKER  # not above: `python -m` would find it imported before it runs
+
     for folder in Path(path).parents:
         if (folder / MARKER).is_file():
             return f"remove {folder}, then run again: the digit scenes are made anew"

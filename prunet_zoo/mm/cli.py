@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -18,10 +19,11 @@ from mmengine.config import Config, DictAction
 from prunet_zoo.console import USER_ERROR, full_disk
 from prunet_zoo.errors import PrunetError
 from prunet_zoo.files import WriteError
-from prunet_zoo.mm.checks import from_data, how_to_restore
+from prunet_zoo.mm.checks import from_data, how_to_restore, unreadable_image
 from prunet_zoo.mm.distributed import SaidByFirstError
-from prunet_zoo.mm.interrupts import Interrupted, is_first, resume_command
+from prunet_zoo.mm.interrupts import Interrupted, is_first, rank, resume_command
 
+_ALONE = 10.0  # seconds after which a mistake that the first process has not made is said by another
 _AT_ONCE = "stopped at once; what was saved before is whole. {} with:\n    {}"
 
 
@@ -44,8 +46,15 @@ def add_config_arguments(parser: argparse.ArgumentParser, training: bool = True)
     parser.add_argument(
         "--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="who started the processes"
     )
+    if not is_first():
+        parser.error = _refuse  # type: ignore[method-assign]
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser
+
+
+def _refuse(message: str) -> NoReturn:
+    """What argparse says of a wrong argument, as an error like the others, so that `run_tool` has it said once."""
+    raise ConfigError(message)
 
 
 def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
@@ -132,13 +141,16 @@ def run_tool(
         status = 128 + signal.SIGINT
     except SaidByFirstError:
         status = USER_ERROR
-    except (PrunetError, OSError) as error:
+    except (PrunetError, OSError, AssertionError) as error:
         message = _for_user(error)
         if message is None:
             raise
         if isinstance(error, WriteError) or (not isinstance(error, PrunetError) and full_disk(error)):
             message += f" Then run:\n    {again}"
-        print(f"{'' if is_first() else 'process ' + os.environ['RANK'] + ': '}error: {message}", file=sys.stderr)
+        if not is_first():
+            _let_the_first_speak()
+            message = f"only process {rank()} has this: {message}"
+        print(f"error: {message}", file=sys.stderr)
         status = USER_ERROR
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -146,10 +158,27 @@ def run_tool(
     sys.exit(status)
 
 
-def _for_user(error: PrunetError | OSError) -> str | None:
+def _let_the_first_speak() -> None:
+    """Wait: where the first process has made the same mistake, it says so, and the launcher ends this one."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(USER_ERROR)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        time.sleep(_ALONE)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _for_user(error: PrunetError | OSError | AssertionError) -> str | None:
     """What to tell the user; None: the error is the program's own."""
     if isinstance(error, PrunetError):
         return one_line(error)
+    if isinstance(error, AssertionError):  # mmcv's
+        path = unreadable_image(error)
+        return f"image {path} cannot be read: it is damaged or cut off; replace it" if path else None
     if full := full_disk(error):
         return full
     if isinstance(error, FileNotFoundError) and from_data(error):

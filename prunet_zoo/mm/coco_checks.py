@@ -17,8 +17,12 @@ from prunet_zoo.data.coco import CocoFile, Problem, find_problems, read_coco
 from prunet_zoo.data.coco_images import find_image_problems, find_shared, image_path
 from prunet_zoo.errors import DataError, few
 from prunet_zoo.mm.checks import how_to_restore
+from prunet_zoo.mm.levels import type_name
 
-_NOT_HEADS = {"rpn_head", "backbone", "neck", "data_preprocessor", "train_cfg", "test_cfg", "init_cfg", "semantic_head"}
+# parts of a detector whose num_classes is not that of the data, or that have none
+_OTHER_CLASSES = {
+    "rpn_head", "backbone", "neck", "data_preprocessor", "train_cfg", "test_cfg", "init_cfg", "semantic_head",
+}  # fmt: skip
 
 
 class Source(NamedTuple):
@@ -33,12 +37,13 @@ class Source(NamedTuple):
     open_names: bool  # the names are given to the model as a text, so its heads do not count classes
 
 
-def check_coco(cfg: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
+def check_coco(cfg: Mapping[str, Any], parts: Sequence[str], images: bool = True) -> list[str]:
     """Look over the COCO data of a config; warnings are logged.
 
     Args:
         cfg: a run's config.
         parts: of 'train', 'val' and 'test', those that the run uses.
+        images: look at the images too.
 
     Returns:
         A line for each file that was looked at.
@@ -57,7 +62,7 @@ def check_coco(cfg: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
             classes = class_names(source)
             coco = read(source.ann_file)
             found = find_problems(coco, classes, source.masks, source.scored)
-            if not any(problem.stops for problem in found):
+            if images and not any(problem.stops for problem in found):
                 found += find_image_problems(coco, source.images, _remedy(source, coco))
                 paths = [image_path(source.images, image["file_name"]) for image in coco.images]
                 seen.setdefault(part, []).extend(paths)
@@ -138,17 +143,11 @@ def heads(model: Any, key: str = "model") -> Iterator[tuple[str, Any]]:
         if isinstance(model.get("num_classes"), int):
             yield key, model
         for name, item in model.items():
-            if name not in _NOT_HEADS:
+            if name not in _OTHER_CLASSES:
                 yield from heads(item, f"{key}.{name}")
     elif isinstance(model, list | tuple):
         for number, item in enumerate(model):
             yield from heads(item, f"{key}.{number}")
-
-
-def type_name(item: Mapping[str, Any]) -> str:
-    """Name of what a config builds, without its scope or module; empty where there is none."""
-    kind = item.get("type")
-    return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
 
 
 class _Reader:
@@ -176,10 +175,7 @@ def _evaluator_problems(
             continue
         if Path(file).resolve() == source.ann_file.resolve():
             continue
-        here, there = (
-            {(str(i.get("id")), str(i.get("file_name"))) for i in c.images} for c in (coco, read(Path(file)))
-        )
-        if here != there:
+        if _listed_images(coco) != _listed_images(read(Path(file))):
             text = (
                 f"{part}_evaluator scores against {file}, which lists other images than {source.key} reads; give both "
                 f"the same file (--cfg-options {part}_evaluator.ann_file={source.ann_file})"

@@ -1,9 +1,11 @@
 """What lets MMEngine and mmdet run on a current PyTorch without a compiler; `prepare` runs on ``import prunet_zoo``.
 
-Two gaps are closed, and nothing is touched where there is no gap:
+Three gaps are closed, and nothing is touched where there is no gap:
 
 - ``mmcv-lite`` has no compiled ``mmcv._ext``, so ``import mmdet.models`` fails. `provide_mmcv_ext` puts a module of
   that name in place, with the operators of `prunet_zoo.mm.ops`; every other one says, when called, what to install.
+- MMEngine looks packages up through ``pkg_resources``, which says twice in every run that it is deprecated.
+  `silence_pkg_resources` keeps just that away; nobody who uses prunet_zoo can mend it.
 - torch ≥ 2.6 loads checkpoints with ``weights_only=True``; those of MMEngine hold its log history and numpy numbers.
   `allow_checkpoint_classes` allows exactly these classes. The check itself stays on.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
@@ -29,9 +32,16 @@ class MissingOperatorError(PrunetError, NotImplementedError):
 
 
 def prepare() -> None:
-    """Close both gaps; costs a look at the import path and an import of MMEngine's logging, not of mmcv or mmdet."""
+    """Close the gaps; costs a look at the import path and an import of MMEngine's logging, not of mmcv or mmdet."""
+    silence_pkg_resources()
     provide_mmcv_ext()
     allow_checkpoint_classes()
+
+
+def silence_pkg_resources() -> None:
+    """Ignore setuptools' warning where MMEngine is at fault: it imports ``pkg_resources`` and reloads it."""
+    where = r"mmengine\.utils\.package_utils$|importlib$"  # the reload is made in importlib
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated as an API", Warning, where)
 
 
 def provide_mmcv_ext() -> bool:

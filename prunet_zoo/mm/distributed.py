@@ -104,14 +104,18 @@ def _join(cfg: Config, launcher: str) -> None:
 
 def _first_host() -> str:
     """The first machine of a Slurm job."""
-    nodes = os.environ["SLURM_NODELIST"]
-    done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
-    if done.returncode or not done.stdout.strip():
+    nodes = os.environ.get("SLURM_NODELIST", "")
+    try:
+        done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+        names, told = ([] if done.returncode else done.stdout.split()), done.stderr.strip()
+    except OSError as error:
+        names, told = [], str(error)
+    if not names:
         raise LaunchError(
-            f"'scontrol show hostnames {nodes}' does not give the job's machines ({done.stderr.strip()}); "
+            f"'scontrol show hostnames {nodes}' does not give the job's machines ({told}); "
             "set MASTER_ADDR to the first one's name"
         )
-    return done.stdout.split()[0]
+    return names[0]
 
 
 def _fit_wrapper(cfg: Config) -> None:

@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 from prunet_zoo.errors import DataError
 from prunet_zoo.mm.predict import Box
 
+_PLAIN = "DejaVuSans.ttf"  # comes with matplotlib
 LEGIBLE = 512  # px; smaller images are enlarged by a whole number, so that the text on them can be read
 _MARGIN = 3  # px around the text of a label
-_KEPT = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+KEPT = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
@@ -30,14 +31,17 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     picture = image.resize(size, Image.Resampling.BICUBIC) if scale > 1 else image.copy()
     draw = ImageDraw.Draw(picture)
     side = max(size)
-    line, font = max(2, round(side / 300)), title_font(max(12, round(side / 38)))
+    line, height = max(2, round(side / 300)), max(12, round(side / 38))
     for box in reversed(boxes):
         colour = class_colour(box.label)
         x1, y1, x2, y2 = (value * scale for value in box.box)
         corners = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
         draw.rectangle(corners, outline=colour, width=line)
-    texts = [box.name if math.isnan(box.score) else f"{box.name} {box.score:.2f}" for box in boxes]
-    around = [draw.textbbox((0, 0), text, font=font) for text in texts]  # left, top, right, bottom
+    named = [drawable(box.name, f"class {box.label}") for box in boxes]
+    fonts = [title_font(height, path) for _, path in named]
+    scores = ["" if math.isnan(box.score) else f" {box.score:.2f}" for box in boxes]
+    texts = [name + score for (name, _), score in zip(named, scores, strict=True)]
+    around = [draw.textbbox((0, 0), text, font=font) for text, font in zip(texts, fonts, strict=True)]  # x1, y1, x2, y2
     sizes = [(math.ceil(a[2] - a[0]) + 2 * _MARGIN, math.ceil(a[3] - a[1]) + 2 * _MARGIN) for a in around]
     places = place_labels([(box.box[0] * scale, box.box[1] * scale) for box in boxes], sizes, size)
     for number in reversed(range(len(boxes))):  # above all boxes, so that no line crosses a text
@@ -45,7 +49,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
         draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
         bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
         start = (x + _MARGIN - around[number][0], y + _MARGIN - around[number][1])
-        draw.text(start, texts[number], fill=(0, 0, 0) if bright else (255, 255, 255), font=font)
+        draw.text(start, texts[number], fill=(0, 0, 0) if bright else (255, 255, 255), font=fonts[number])
     return picture
 
 
@@ -84,17 +88,48 @@ def class_colour(label: int) -> tuple[int, int, int]:
 
 
 @cache
-def title_font(size: int) -> Any:
-    """The font of labels and titles; ``size`` in px."""
+def title_font(size: int, path: str) -> Any:
+    """The font of labels and titles; ``size`` in px, ``path`` its file (`drawable`)."""
+    return ImageFont.truetype(path, size)
+
+
+@cache
+def plain_font() -> str:
+    """File of the font that is there wherever matplotlib is."""
     import matplotlib
 
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / _PLAIN)
+
+
+@cache
+def drawable(text: str, instead: str) -> tuple[str, str]:
+    """(text, file of a font that has all its characters), or ``instead`` where no font of this machine has them."""
+    wanted = {ord(character) for character in text if not character.isspace()}
+    if wanted <= _characters(plain_font()):
+        return text, plain_font()
+    from matplotlib import font_manager
+
+    for entry in font_manager.fontManager.ttflist:
+        if "Last Resort" not in entry.name and wanted <= _characters(entry.fname):  # it draws frames alone
+            return text, entry.fname
+    return instead, plain_font()
+
+
+@cache
+def _characters(path: str) -> frozenset[int]:
+    """Code points that a font can draw; none where it is gone or broken."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 def encode(picture: Image.Image, path: str | Path) -> bytes:
     """The bytes of a picture in the format of the path's ending (JPEG or PNG)."""
     buffer = io.BytesIO()
-    kind = _KEPT[Path(path).suffix.lower()]
+    kind = KEPT[Path(path).suffix.lower()]
     picture.save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}))
     return buffer.getvalue()
 
@@ -118,7 +153,7 @@ def picture_paths(images: Sequence[Path], out: str | Path) -> list[Path]:
     paths = []
     for part in parts:
         target = Path(out).joinpath(*part[depth:])
-        if target.suffix.lower() not in _KEPT:
+        if target.suffix.lower() not in KEPT:
             target = target.with_name(target.name + ".png")
         stem, number = target.stem, 2
         while str(target).lower() in taken:  # x.bmp beside x.bmp.png, or a system that ignores case

@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 COMMAND = "PRUNET_COMMAND"  # the scripts in tools/ that start several processes say here how they were called
+_RANKS = {"slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_RANK"}  # where a launcher other than torchrun tells it
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -61,10 +62,13 @@ class StopSignals:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a dataloader's worker, forked with this handler: Ctrl-C reaches it too
-            if number == signal.SIGTERM:
+        if os.getpid() != self._pid:  # a dataloader's worker, forked with this handler
+            # a signal to the whole group reaches it too, while the step that is to be finished still needs it; a
+            # second SIGTERM is the end of the loader
+            if number == signal.SIGTERM and self.requested is not None:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
+            self.requested = number
             return
         if self.requested is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -148,8 +152,18 @@ def own_command(python: str | None = None) -> list[str]:
 
 
 def is_first() -> bool:
-    """Whether this process speaks for its run: the first one, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process speaks for its run: the first one, or the only one; also before they know each other."""
+    return rank() == 0
+
+
+def rank() -> int:
+    """The number of this process among those that a launcher started; 0 where none did."""
+    told = os.environ.get("RANK")
+    if told is None:  # one that looks like it need not belong to a run: srun may start two that know nothing of it
+        words = " ".join(sys.argv).replace("=", " ").split()
+        launcher = words[words.index("--launcher") + 1 :][:1] if "--launcher" in words else []
+        told = next((os.environ.get(_RANKS[name]) for name in launcher if name in _RANKS), None)
+    return int(told) if told and told.isdecimal() else 0
 
 
 def _python() -> str:

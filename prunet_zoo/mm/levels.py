@@ -87,7 +87,7 @@ class _Follower:
         """``given``: strides of the backbone's maps; ``was``: those that the config was made for."""
         necks = self.model.get("neck")
         first, others = (necks[0], necks[1:]) if isinstance(necks, list | tuple) and necks else (necks, ())
-        kind = _name(first) if first else None
+        kind = type_name(first) if first else None
         rule = _NECKS.get(kind)
         if rule is None:
             if given != was:
@@ -108,7 +108,7 @@ class _Follower:
         for where, head in self.heads:
             if isinstance(head.get("featmap_strides"), list | tuple):
                 self._follow_extractor(where, head, before, outs if learned else outs[:real])
-        if isinstance(self.model.get("num_feature_levels"), int) or _name(self.model) in _MULTI_LEVEL_DETR:
+        if isinstance(self.model.get("num_feature_levels"), int) or type_name(self.model) in _MULTI_LEVEL_DETR:
             self._follow_detr(len(outs))
 
     def put(self, holder: Any, key: str, value: Any, where: str, default: Any = None) -> None:
@@ -136,7 +136,7 @@ class _Follower:
                 return _numbers(head[key].get("strides"))
         if "strides" in head:
             return _numbers(head["strides"])
-        if _name(head).endswith("Head"):
+        if type_name(head).endswith("Head"):
             return _numbers(self._default(head, "strides"))
         return None
 
@@ -157,14 +157,14 @@ class _Follower:
             return
         generators = [key for key in _GENERATORS if isinstance(head.get(key), Mapping)]
         lists = [key for key in _PER_LEVEL if head.get(key) or any(head[g].get(key) for g in generators)]
-        odd = [_name(head[g]) for g in generators if _name(head[g]) not in _LIST_FREE]
+        odd = [type_name(head[g]) for g in generators if type_name(head[g]) not in _LIST_FREE]
         if isinstance(head.get("in_channels"), list | tuple):
             lists.append("in_channels")
         if lists or odd:
             raise ConfigError(
-                f"{_name(head)} works on maps of strides {old} and here gets {outs}, but its {few_keys(lists + odd)} "
-                "is a choice for each level that does not follow from strides; write a config for this network's "
-                "levels, or take a network that has those of the config"
+                f"{type_name(head)} works on maps of strides {old} and here gets {outs}, but its "
+                f"{few_keys(lists + odd)} is a choice for each level that does not follow from strides; write a config "
+                "for this network's levels, or take a network that has those of the config"
             )
         for key in generators:
             self.put(head[key], "strides", outs, f"{where}.{key}")
@@ -181,18 +181,18 @@ class _Follower:
             return  # of a map that a module of its own makes (semantic segmentation)
         new = [s for s in outs if s <= old[-1]] or outs[:1]
         self.put(extractor, "featmap_strides", new, where)
-        if new[0] != old[0] and _name(extractor) in ("SingleRoIExtractor", "GenericRoIExtractor"):
+        if new[0] != old[0] and type_name(extractor) in ("SingleRoIExtractor", "GenericRoIExtractor"):
             scale = extractor.get("finest_scale", 56)  # px of RoIs that go to the finest map, 56 at stride 4
             self.put(extractor, "finest_scale", scale * new[0] // old[0], where, default=56)
 
     def _follow_later_neck(self, neck: Any, count: int) -> None:
         if "num_levels" in neck:
-            self.put(neck, "num_levels", count, f"neck {_name(neck)}")
+            self.put(neck, "num_levels", count, f"neck {type_name(neck)}")
             refine = neck.get("refine_level")
             if isinstance(refine, int) and refine >= count:
-                self.put(neck, "refine_level", count - 1, f"neck {_name(neck)}")
-        elif _name(neck) != "DyHead":
-            raise ConfigError(f"the neck's outputs change, and how {_name(neck)} behind it follows is not known")
+                self.put(neck, "refine_level", count - 1, f"neck {type_name(neck)}")
+        elif type_name(neck) != "DyHead":
+            raise ConfigError(f"the neck's outputs change, and how {type_name(neck)} behind it follows is not known")
 
     def _follow_detr(self, count: int) -> None:
         model = self.model
@@ -287,12 +287,13 @@ def _doubled(strides: list[int], count: int) -> list[int]:
 def _need_doubling(neck: Any, strides: list[int]) -> None:
     if any(b != 2 * a for a, b in itertools.pairwise(strides)):
         raise ConfigError(
-            f"{_name(neck)} enlarges each map by 2 to join it to the one before, and this network's maps have strides "
-            f"{strides}; choose others (--cfg-options model.backbone.out_indices=…), or a detector with FPN"
+            f"{type_name(neck)} enlarges each map by 2 to join it to the one before, and this network's maps have "
+            f"strides {strides}; choose others (--cfg-options model.backbone.out_indices=…), or a detector with FPN"
         )
 
 
-def _name(item: Any) -> str:
+def type_name(item: Any) -> str:
+    """Name of what a config builds, without its scope or module; empty where there is none."""
     kind = item.get("type")
     return (kind if isinstance(kind, str) else getattr(kind, "__name__", "")).split(".")[-1]
 

@@ -1,15 +1,20 @@
-"""TopKAccuracy: the share of images whose label is among the k best scores, in percent."""
+"""TopKAccuracy: the share of images whose label is among the k best scores, in percent. NoDetectionsHook: mAP 0."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 from prunet_zoo.errors import DataError
-from prunet_zoo.registry import METRICS, register
+from prunet_zoo.registry import HOOKS, METRICS, register
 
 
 @register(METRICS)
@@ -43,3 +48,47 @@ class TopKAccuracy(BaseMetric):
             for k in self.topk
             if k <= classes
         }
+
+
+@register(HOOKS)
+class NoDetectionsHook(Hook):
+    """Where a detector finds nothing in any image, mmdet's `CocoMetric` gives no figures: this puts 0 in their place.
+
+    The tools add it to every run. It changes the metrics before any other hook sees them: they are logged,
+    ``save_best`` has its key, and ``metrics.json`` says 0.
+    """
+
+    priority = "HIGHEST"  # before RuntimeInfoHook notes them for the log
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        self._fill(runner.val_loop, metrics)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        self._fill(runner.test_loop, metrics)
+
+    @staticmethod
+    def _fill(loop: Any, metrics: dict[str, float] | None) -> None:
+        evaluator = getattr(loop, "evaluator", None)
+        if metrics is None or evaluator is None:
+            return
+        missing = [key for metric in evaluator.metrics for key in coco_keys(metric) if key not in metrics]
+        if missing:
+            metrics.update(dict.fromkeys(missing, 0.0))
+            print_log("no box scored above score_thr: mAP 0", "current", logging.WARNING)
+
+
+def coco_keys(metric: BaseMetric) -> Iterator[str]:
+    """What mmdet's `CocoMetric` gives where there are detections; nothing of other metrics, or with ``format_only``."""
+    mmdets = sys.modules.get("mmdet.evaluation.metrics.coco_metric")  # not loaded: it is another metric
+    if mmdets is None or type(metric).compute_metrics is not mmdets.CocoMetric.compute_metrics or metric.format_only:
+        return
+    for kind in metric.metrics:
+        if kind == "proposal_fast":  # counts by itself, also nothing
+            continue
+        if kind == "proposal":
+            names = metric.metric_items or ["AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000"]
+        else:
+            items = metric.metric_items or ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"]
+            classes = metric.dataset_meta["classes"] if metric.classwise else ()
+            names = [*(f"{name}_precision" for name in classes), *(f"{kind}_{item}" for item in items)]
+        yield from (f"{metric.prefix}/{name}" if metric.prefix else name for name in names)

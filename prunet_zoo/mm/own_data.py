@@ -15,6 +15,7 @@ from prunet_zoo.data.coco_split import OwnData, prepare_own_data
 from prunet_zoo.errors import DataError, few
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.coco_checks import heads, mappings, type_name
+from prunet_zoo.mm.interrupts import is_first
 from prunet_zoo.mm.network import is_detection
 from prunet_zoo.mm.own_images import set_data_root
 
@@ -86,7 +87,7 @@ def set_own_data(cfg: Config, args: argparse.Namespace, training: bool = True) -
         )
     if val_json is None and args.val_images is not None:
         raise ConfigError("--val-images needs --val-json FILE")
-    _train_dataset(cfg)
+    left_out = _train_dataset(cfg).get("filter_cfg") or {}
     own = prepare_own_data(
         train_json,
         Path(cfg.work_dir) / "data",
@@ -95,11 +96,15 @@ def set_own_data(cfg: Config, args: argparse.Namespace, training: bool = True) -
         args.val_images,
         0.2 if args.val_share is None else args.val_share,
         masks=needs_masks(cfg),
+        drop_empty=bool(left_out.get("filter_empty_gt")),
+        min_size=left_out.get("min_size") or 0,
     )
     notes = [*own.notes, *use_own_data(cfg, own)]
     if training:
-        notes += fit_schedule(cfg, own.train_count, "auto_scale_lr.enable" in (args.cfg_options or {}))
-    if int(os.environ.get("RANK", 0)) == 0:
+        options = args.cfg_options or {}
+        chosen = any(key.partition(".")[0] == "train_cfg" for key in options)
+        notes += fit_schedule(cfg, own.train_count, "auto_scale_lr.enable" in options, chosen)
+    if is_first():
         print(*notes, sep="\n", flush=True)
 
 
@@ -178,13 +183,14 @@ def use_own_data(cfg: Config, own: OwnData) -> list[str]:
     return [f"{count} classes: {few(own.classes)}"]
 
 
-def fit_schedule(cfg: Config, images: int, keep_scaling: bool = False) -> list[str]:
+def fit_schedule(cfg: Config, images: int, keep_scaling: bool = False, keep_length: bool = False) -> list[str]:
     """Repeat few images, log often enough, scale the learning rate to the batch.
 
     Args:
         cfg: changed in place.
         images: how many there are to train on.
         keep_scaling: leave ``auto_scale_lr.enable`` as it is.
+        keep_length: do not repeat images: the user has chosen how long to train.
 
     Returns:
         What to tell the user.
@@ -193,7 +199,9 @@ def fit_schedule(cfg: Config, images: int, keep_scaling: bool = False) -> list[s
     batch = cfg.train_dataloader.get("batch_size", 1) * int(os.environ.get("WORLD_SIZE", 1))
     steps = math.ceil(images / batch)
     epochs = cfg.get("train_cfg", {}).get("max_epochs")
-    if epochs and steps * epochs < MIN_STEPS:
+    if epochs and keep_length:
+        notes.append(f"{images} training images, {steps} steps an epoch: {epochs} epochs make {steps * epochs} steps")
+    elif epochs and steps * epochs < MIN_STEPS:
         times = math.ceil(MIN_STEPS / (steps * epochs))
         dataset = _train_dataset(cfg)
         inner = dict(dataset)

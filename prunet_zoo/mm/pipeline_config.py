@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,6 +92,8 @@ class PipelineConfig:
         self.title = self.cfg.get("title") or "pipeline"
         self.seed = int(self.cfg.get("seed") or 0) if seed is None else seed
         self._target = self.cfg.get("target_ms") if target_ms is None else target_ms
+        if self._target is not None and not (isinstance(self._target, int | float) and 0 < self._target < math.inf):
+            raise ConfigError(f"the target must be a positive number of milliseconds, got {self._target!r}")
         self.detectors: dict[str, dict[str, Any]] = self.cfg.get("detectors") or {}
         self.stages = self._make_stages()
 
@@ -245,8 +248,7 @@ class PipelineConfig:
         content = {**fingerprint(cfg), "paths": _paths(cfg.to_dict())}
         words = [self._find(tool), config]
         if section.get("processes"):
-            words = ["-m", "torch.distributed.run", "--nproc_per_node", str(section["processes"]), *words]
-            words += ["--launcher", "pytorch"]
+            words = [self._find("tools/launch.py"), "--processes", str(section["processes"]), *words]
         inputs = {"config": stable_hash(content), "args": list(section.get("args") or ()), "seed": self.seed}
         return words, {**inputs, "processes": section.get("processes") or 1}
 

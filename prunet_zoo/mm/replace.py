@@ -12,7 +12,7 @@ from mmengine.config import ConfigDict
 from prunet_zoo.errors import PrunetError, few
 from prunet_zoo.mm.backbone import plain
 from prunet_zoo.mm.cli import ConfigError
-from prunet_zoo.mm.levels import DEFAULT_OUT_INDICES, OURS
+from prunet_zoo.mm.levels import DEFAULT_OUT_INDICES, OURS, type_name
 from prunet_zoo.models.backbone import resolve_arch
 from prunet_zoo.spec import NetSpec
 from prunet_zoo.zoo.index import find_model, is_zoo
@@ -76,7 +76,7 @@ def put_spec(model: Mapping[str, Any], spec: NetSpec) -> tuple[ConfigDict, list[
             new["out_indices"] = indices
             told.append(f"backbone.out_indices {list(indices)}")
         return new, strides, told
-    name = _name(old)
+    name = type_name(old)
     family = _FAMILIES.get(name)
     if family is None:
         raise ConfigError(
@@ -166,8 +166,3 @@ def _pretrained(old: Mapping[str, Any]) -> str:
             return str(item.get("checkpoint"))
     given = old.get("pretrained")
     return (old.get("model_name", "") if given is True else str(given)) if given else ""
-
-
-def _name(item: Mapping[str, Any]) -> str:
-    kind = item.get("type")
-    return (kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))).split(".")[-1]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 import re
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import nn
 
 from prunet_zoo.errors import CheckpointError, few
 from prunet_zoo.metadata import read_metadata
+from prunet_zoo.mm.interrupts import is_first
 from prunet_zoo.models.weights import advise_published, compare, load_state, read_weights_spec, shapes
 from prunet_zoo.spec import NetSpec, load_spec
 from prunet_zoo.zoo.index import SCHEME, find_model, is_zoo
@@ -46,8 +46,7 @@ def local_file(source: str | Path) -> str | Path:
     from prunet_zoo.zoo.download import download
 
     # each process asks: the download locks its file, so that one fetches and the others wait, on every machine of a job
-    first = is_main_process() and os.environ.get("RANK", "0") == "0"  # the latter before the processes know each other
-    return str(download(find_model(str(source)).name, progress=first))
+    return str(download(find_model(str(source)).name, progress=is_main_process() and is_first()))
 
 
 def zoo_spec(source: str) -> NetSpec:

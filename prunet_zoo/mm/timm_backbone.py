@@ -143,11 +143,6 @@ def timm_channels(model_name: str, out_indices: Sequence[int] = (1, 2, 3, 4), **
     return [level.channels for level in _choose(model_name, timm_levels(model_name, **options), out_indices)]
 
 
-def timm_strides(model_name: str, out_indices: Sequence[int] = (1, 2, 3, 4), **options: Any) -> list[int]:
-    """Strides in px of the levels ``out_indices``; see `timm_channels`."""
-    return [level.stride for level in _choose(model_name, timm_levels(model_name, **options), out_indices)]
-
-
 def timm_levels(model_name: str, **options: Any) -> dict[int, Level]:
     """The levels that a network has, by number (0 is stride 2); ``options`` as of ``timm.create_model``."""
     key = repr((model_name, sorted(plain_value(options).items())))

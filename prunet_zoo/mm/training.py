@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,6 +33,7 @@ from prunet_zoo.mm.guard import check_work_dir, fingerprint_hash
 from prunet_zoo.mm.hooks import InterruptHook, find_net, unwrap
 from prunet_zoo.mm.interrupts import own_command
 from prunet_zoo.mm.lr_scale import scale_schedules
+from prunet_zoo.mm.metrics import NoDetectionsHook
 from prunet_zoo.mm.progress import ProgressHook
 from prunet_zoo.mm.scheme import local_file
 from prunet_zoo.models import PruNetBackbone
@@ -157,14 +159,33 @@ def build_runner(cfg: Config, training: bool = True) -> Runner:
             check_pretrained(cfg.model)
 
     from_first(look)
+    _lay_out_once()
     for part in ("train", "val", "test"):
         _fit_workers(cfg.get(f"{part}_dataloader"))
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(NoDetectionsHook())  # here, not in the config: a run that was begun without it can be resumed
     if training:
         scale_schedules(runner)
         check_batches(runner)
     check_classes(runner, training)
     return runner
+
+
+def _lay_out_once() -> None:
+    """MMEngine lays the config's text out anew for every checkpoint, about a second each: keep the last result."""
+    module: Any = sys.modules[Config.__module__]
+    usual, known = module.FormatCode, dict[str, tuple[str, bool]]()
+    if usual.__name__ == "format_code":
+        return
+
+    def format_code(text: str, **options: Any) -> tuple[str, bool]:
+        key = repr((text, options))
+        if key not in known:
+            known.clear()
+            known[key] = usual(text, **options)
+        return known[key]
+
+    module.FormatCode = format_code
 
 
 def _fit_workers(loader: Any) -> None:
@@ -238,6 +259,11 @@ def load_strictly(model: nn.Module, checkpoint: str | Path) -> None:
             f"{checkpoint} does not fit the config's model: it {what}. Give the config (or --arch) it was trained with."
         )
     model.load_state_dict({name: state[name] for name in own})
+
+
+def summary(metrics: Mapping[str, float]) -> str:
+    """Metrics in a line for the terminal."""
+    return ", ".join(f"{name} {value:g}" for name, value in metrics.items()) or "not evaluated"
 
 
 def describe_run(runner: Runner, info: Mapping[str, Any]) -> dict[str, Any]:

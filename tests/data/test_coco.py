@@ -9,14 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from prunet_zoo.data import coco_split
-from prunet_zoo.data.coco import CocoFile, Problem, find_problems, read_coco
-from prunet_zoo.data.coco_images import find_image_problems, find_shared, group_by_content, read_size
+from prunet_zoo.data import coco_images, coco_split
+from prunet_zoo.data.coco import CocoFile, Problem, called, find_problems, read_coco
+from prunet_zoo.data.coco_images import decode, find_image_problems, find_shared, group_by_content, has_end, read_size
+from prunet_zoo.data.coco_masks import decode_counts, find_fault
 from prunet_zoo.data.coco_split import find_images, hold_out, prepare_own_data
 from prunet_zoo.errors import DataError
 
@@ -78,7 +80,7 @@ def test_a_sound_file_has_no_problem() -> None:
     coco = as_coco(sound())
     assert find_problems(coco, NAMES, masks=True, scored=True) == []
     assert find_problems(coco) == []
-    assert find_problems(changed(lambda d: d["annotations"][0].update(iscrowd=1, segmentation={"size": [3, 4], "counts": []})), NAMES, True, True) == []  # fmt: skip  # noqa: E501
+    assert find_problems(changed(lambda d: d["annotations"][0].update(iscrowd=1, segmentation={"size": [30, 40], "counts": [9, 1191]})), NAMES, True, True) == []  # fmt: skip  # noqa: E501
 
 
 @pytest.mark.parametrize(
@@ -190,10 +192,55 @@ def test_masks() -> None:
     assert find_problems(coco, NAMES) == []
     problem = only(find_problems(coco, NAMES, masks=True))
     assert problem.stops and "3 of 40 annotations have no segmentation" in problem.text
-    for broken in ([[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], {"size": [3, 4]}, [[1, 2, 3, 4, 5, float("nan")]], "x"):
-        coco = changed(lambda d, value=broken: d["annotations"][0].update(segmentation=value))  # type: ignore[misc]
+    left_out: list[Any] = [[[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], {"size": [3, 4]}, [[]]]
+    for ignored in left_out:
+        coco = changed(lambda d, value=ignored: d["annotations"][0].update(segmentation=value))  # type: ignore[misc]
         problem = only(find_problems(coco, NAMES, masks=True))
         assert "1 of 40 segmentations are neither polygons" in problem.text and not problem.stops
+        problem = only(find_problems(coco, NAMES, masks=True, scored=True))  # pycocotools fails on all but the second
+        assert problem.stops == (ignored != [[1, 2, 3, 4, 5, 6, 7]])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("x", "neither a list of polygons nor RLE"),
+        ([1, 2, 3, 4, 5, 6], "neither a list of polygons nor RLE"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "coordinates that are no finite numbers"),
+        ([[1, 2, 3, 4, 5, "6"]], "coordinates that are no finite numbers"),
+        ([[1, 2, 3, 4, 5, 10**400]], "coordinates that are no finite numbers"),
+        ({"size": [40, 30], "counts": [1200]}, r"an RLE of \[height, width\] \[40, 30\] in an image of \[30, 40\]"),
+        ({"size": ["30", 40], "counts": [1200]}, "an RLE whose size is not"),
+        ({"size": [30, 40], "counts": [100, 99]}, "counts that sum up to 199, not to 1200 px"),
+        ({"size": [30, 40], "counts": [-5, 1205]}, "no whole numbers from 0 on"),
+        ({"size": [30, 40], "counts": [0.5, 1199.5]}, "no whole numbers from 0 on"),
+        ({"size": [30, 40], "counts": ["1200"]}, "no whole numbers from 0 on"),
+        ({"size": [30, 40], "counts": "zzzz"}, "cannot be decoded"),  # pycocotools writes outside its memory
+        ({"size": [30, 40], "counts": "é"}, "cannot be decoded"),
+        ({"size": [30, 40], "counts": "00"}, "sum up to 0"),
+    ],
+)
+def test_malformed_masks_stop(value: Any, message: str) -> None:
+    coco = changed(lambda d: d["annotations"][0].update(segmentation=value))
+    problem = only(find_problems(coco, NAMES, masks=True))
+    assert problem.stops and "1 of 40 segmentations are malformed" in problem.text and "annotation 1 (" in problem.text
+    with pytest.raises(DataError, match=message):
+        raise DataError(problem.text)
+    assert find_problems(coco, NAMES) == []  # boxes alone
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 2**32), st.floats(0, 1))
+def test_compressed_masks_are_decoded_as_pycocotools_does(height: int, width: int, seed: int, share: float) -> None:
+    mask_api = pytest.importorskip("pycocotools.mask")
+    mask = np.asfortranarray(np.random.default_rng(seed).random((height, width)) < share, dtype=np.uint8)
+    text = mask_api.encode(mask)["counts"].decode()
+    counts = decode_counts(text)
+    assert counts is not None
+    flat = np.repeat(np.arange(len(counts)) % 2, counts)
+    assert (mask == flat.reshape(width, height).T).all()
+    assert find_fault({"size": [height, width], "counts": text}, height, width, scored=True) == ""
+    assert find_fault({"size": [height, width], "counts": text[:-1] + "z"}, height, width) != ""
 
 
 json_values = st.recursive(
@@ -240,7 +287,7 @@ def test_images_that_are_missing_unreadable_or_of_another_size(folder: Path) -> 
     (images / "3.PNG").rename(images / "3.png")
     (images / "4.png").write_bytes(b"no image")
     problem = only(find_image_problems(coco, images))
-    assert problem.stops and "1 of 20 images looked at cannot be read" in problem.text
+    assert problem.stops and "1 of 20 images are damaged or no images" in problem.text
     shutil.copy(images / "5.png", images / "4.png")
     for i in range(6):
         Image.new("RGB", (30, 40)).save(images / f"{i}.png")
@@ -254,7 +301,28 @@ def test_a_turned_photograph_has_the_size_that_detectors_see(tmp_path: Path) -> 
     exif = Image.Exif()
     exif[274] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_size(tmp_path / "a.jpg") == (30, 40)
+    assert read_size(tmp_path / "a.jpg") == decode(tmp_path / "a.jpg") == (30, 40)
+
+
+@pytest.mark.parametrize("name", ["3.jpg", "3.png"])
+@pytest.mark.parametrize("lost", [1, 4, 12, 2000, 0])
+def test_images_that_were_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lost: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    names = [f"{i}{Path(name).suffix}" for i in range(8)]
+    for file in names:
+        Image.fromarray(pixels).save(tmp_path / file)
+    data = {"images": [{"id": i, "file_name": f, "width": 80, "height": 60} for i, f in enumerate(names)]}
+    coco = as_coco({**data, "annotations": [], "categories": []})
+    whole = (tmp_path / name).read_bytes()
+    for decoded in (2000, 3):  # all, or every third: the others by their ends
+        monkeypatch.setattr(coco_images, "DECODED", decoded)
+        (tmp_path / name).write_bytes(whole)
+        assert find_image_problems(coco, tmp_path) == []
+        (tmp_path / name).write_bytes(whole + b"x" * 100)  # what stands behind the end is no fault
+        assert find_image_problems(coco, tmp_path) == [] and not has_end(str(tmp_path / name))
+        (tmp_path / name).write_bytes(whole[: len(whole) - (lost or len(whole))])
+        problem = only(find_image_problems(coco, tmp_path))
+        assert problem.stops and f"1 of 8 images are damaged or no images: {tmp_path}/{name} (" in problem.text
 
 
 def test_images_in_train_and_val(folder: Path) -> None:
@@ -289,18 +357,46 @@ def test_files_that_differ_in_the_middle_are_not_the_same(tmp_path: Path) -> Non
 def test_the_held_out_share(labels: list[set[int]], share: float, seed: int) -> None:
     images = [{"id": i, "file_name": f"{i}.png"} for i in range(len(labels))]
     annotations = [{"id": 0, "image_id": i, "category_id": c} for i, kinds in enumerate(labels) for c in sorted(kinds)]
-    coco = as_coco({"images": images, "annotations": annotations, "categories": []})
-    train, val = hold_out(coco, "/nowhere", share, seed)
+    data = {"images": images, "annotations": annotations, "categories": [{"id": i, "name": str(i)} for i in range(5)]}
+    annotated = {i for i, kinds in enumerate(labels) if kinds}
+    if len(annotated) == 1:
+        with pytest.raises(DataError, match="are of one image, which cannot be trained on and validated on"):
+            hold_out(as_coco(data), "/nowhere", share, seed)
+        return
+    train, val = hold_out(as_coco(data), "/nowhere", share, seed)
     ids = [sorted(image["id"] for image in part.images) for part in (train, val)]
     assert sorted(ids[0] + ids[1]) == list(range(len(labels))) and all(ids)
     assert len(train.annotations) + len(val.annotations) == len(annotations)
     assert {a["image_id"] for a in val.annotations} <= set(ids[1])
-    again = hold_out(as_coco({"images": images[::-1], "annotations": annotations[::-1], "categories": []}), "/nowhere", share, seed)  # fmt: skip  # noqa: E501
+    again = hold_out(
+        as_coco({**data, "images": images[::-1], "annotations": annotations[::-1]}), "/nowhere", share, seed
+    )
     assert sorted(image["id"] for image in again[1].images) == ids[1]  # the order in the file does not matter
+    if annotated:
+        assert annotated & set(ids[0]) and annotated & set(ids[1])  # both sides have something to work with
     for label in range(5):
         having = {i for i, kinds in enumerate(labels) if label in kinds}
-        if len(ids[1]) > 1:
+        if len(annotated & set(ids[1])) > 1:
             assert not having or having & set(ids[0])  # each class is trained on
+
+
+def test_copies_of_an_image_count_as_images(tmp_path: Path) -> None:
+    """200 images, of which each of 10 stands there 10 times and 100 once: a fifth is 40 images, not 40 groups."""
+    names = [f"{i}_{k}.png" for i in range(10) for k in range(10)] + [f"{i}.png" for i in range(10, 110)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.partition("_")[0].removesuffix(".png").encode())
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    annotations = [{"id": i, "image_id": i, "category_id": 1} for i in range(len(names))]
+    coco = as_coco({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]})
+    counts = [len(hold_out(coco, tmp_path, 0.2, seed)[1].images) for seed in range(20)]
+    assert all(35 <= count <= 45 for count in counts), counts
+    grouped = [sum("_" in i["file_name"] for i in hold_out(coco, tmp_path, 0.2, seed)[1].images) for seed in range(20)]
+    assert 10 <= sum(grouped) / 20 <= 30  # copies are held out as often as others: 20 of 40
+    alone = [
+        image for image in images if not str(image["file_name"]).startswith("0_")
+    ]  # one group larger than the share
+    few = as_coco({**vars(coco), "images": [*images[:10], *alone[-5:]]})
+    assert {len(hold_out(few, tmp_path, 0.2, seed)[1].images) for seed in range(5)} == {3}
 
 
 def test_same_content_never_on_both_sides(folder: Path) -> None:
@@ -314,6 +410,87 @@ def test_same_content_never_on_both_sides(folder: Path) -> None:
         shutil.copy(folder / "images" / "0.png", folder / "images" / f"{i}.png")
     with pytest.raises(DataError, match="of which none can be held out"):
         prepare_own_data(folder / "labels.json", folder / "work")
+
+
+def test_images_without_annotation(folder: Path) -> None:
+    data = sound()
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] < 12]  # 4 of 20 images, 2 boxes each
+    (folder / "labels.json").write_text(json.dumps(data))
+    for drop_empty, count, told in ((True, 1, "left out of training"), (False, 15, "trained on as background")):
+        own = prepare_own_data(folder / "labels.json", folder / "work", drop_empty=drop_empty)
+        train, val = read_coco(own.train_file), read_coco(own.val_file)
+        assert val.annotations and find_problems(val) == find_problems(train) == []
+        having = len({a["image_id"] for a in train.annotations})
+        assert own.train_count == (having if drop_empty else len(train.images)) >= count
+        note = f"{len(train.images) - having} of {len(train.images)} training images have no annotation: {told}"
+        assert any(line.startswith(note) for line in own.notes), own.notes
+    with pytest.raises(DataError, match=r"none of the .* can be used: .* have a side under 64 px"):
+        prepare_own_data(folder / "labels.json", folder / "work", min_size=64)
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] == 10]
+    (folder / "labels.json").write_text(json.dumps(data))
+    with pytest.raises(DataError, match="or give --val-json"):
+        prepare_own_data(folder / "labels.json", folder / "work")
+
+
+def test_classes_in_validation_images_alone_are_named(folder: Path) -> None:
+    data = sound()
+    data["annotations"] = [a for a in data["annotations"] if (a["category_id"] == 3) == (a["image_id"] == 10)]
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] in (10, 11)]  # one image of either class
+    (folder / "labels.json").write_text(json.dumps(data))
+    own = prepare_own_data(folder / "labels.json", folder / "work")
+    assert any("stand in validation images alone" in note and note.startswith("warning: ") for note in own.notes)
+    own = prepare_own_data(folder / "labels.json", folder / "work", val_json=folder / "labels.json")
+    assert not any("stand in validation images alone" in note for note in own.notes)
+
+
+def test_ids_of_the_users_file(folder: Path) -> None:
+    data = sound()
+    given = [0, 5, 5, "x7", None, 2**70]
+    for item, number in zip(data["annotations"], given, strict=False):
+        item["id"] = number
+    for item in data["annotations"][:4]:
+        item["bbox"] = [50, 3, 10, 12]  # outside
+    (folder / "labels.json").write_text(json.dumps(data))
+    own = prepare_own_data(folder / "labels.json", folder / "work", val_json=folder / "labels.json")
+    copied = read_coco(own.train_file)
+    numbers = [a["id"] for a in copied.annotations]
+    assert numbers == [41, 5, 42, 43, 44, 45, *range(7, 41)]  # pycocotools takes 0 for no object
+    for part, show in ((0, "0"), (1, "5"), (2, "5"), (3, "x7"), (5, str(2**70))):
+        assert called(copied.annotations[part]) == f"annotation {show}"
+    assert called(copied.annotations[4]) == "an annotation without id"
+    text = only([p for p in find_problems(copied, NAMES, scored=True) if "reach more than" in p.text]).text
+    assert "annotation 0 [50, 3, 10, 12] in 0.png" in text and "annotation x7" in text
+
+
+def test_an_unknown_category_is_not_taken_for_another(folder: Path) -> None:
+    val = sound(4)
+    val["categories"] = [{"id": 5, "name": "dog"}]
+    for item in val["annotations"]:
+        item["category_id"] = 5
+    val["annotations"][0]["category_id"] = 3  # no category of this file; of the other one it is 'cat'
+    (folder / "val.json").write_text(json.dumps(val))
+    own = prepare_own_data(folder / "labels.json", folder / "work", val_json=folder / "val.json")
+    held = read_coco(own.val_file)
+    assert [a["category_id"] for a in held.annotations] == [8, *[7] * 7]
+    problem = only(find_problems(held, NAMES, scored=True))
+    assert "1 of 8 annotations belong to no category of the file" in problem.text and not problem.stops
+    assert "annotation 1 (category_id 3)" in problem.text
+
+
+def test_backslashes_in_file_names(folder: Path) -> None:
+    data = sound()
+    for image in data["images"]:
+        image["file_name"] = f"images\\{image['file_name']}"
+    (folder / "labels.json").write_text(json.dumps(data))
+    own = prepare_own_data(folder / "labels.json", folder / "work")
+    assert find_image_problems(read_coco(own.train_file), own.train_images) == []
+    assert any("20 file names of" in note and "backslashes, which are read as /" in note for note in own.notes)
+    problem = only(find_image_problems(read_coco(folder / "labels.json"), folder))
+    assert "20 of 20 images do not exist" in problem.text and "write / in the annotation file" in problem.text
+    for image in (folder / "images").iterdir():  # unpacked so: the backslash belongs to the name
+        image.rename(folder / f"images\\{image.name}")
+    own = prepare_own_data(folder / "labels.json", folder / "work2", images=folder)
+    assert find_image_problems(read_coco(own.train_file), own.train_images) == []
 
 
 def test_own_data_are_completed_and_written_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

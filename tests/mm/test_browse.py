@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,27 @@ def test_what_cannot_be_drawn(scenes: Path, tmp_path: Path) -> None:
         browse(cfg, "train", 1, tmp_path)
 
 
+def test_where_pictures_go(scenes: Path, tmp_path: Path) -> None:
+    cfg = on_scenes(scenes)
+    for name, kind in (("a.jpg", "JPEG"), ("b.PNG", "PNG")):
+        assert browse(cfg, "train", 1, tmp_path / name) == [tmp_path / name]
+        assert Image.open(tmp_path / name).format == kind
+    for name in ("a.bmp", "a.webp", "a.svg", "a.pdf"):
+        with pytest.raises(ConfigError, match=r"written as \.png or \.jpg; give F\.png, F\.jpg or a folder"):
+            browse(cfg, "train", 1, tmp_path / name)
+    assert len(browse(cfg, "train", 1, tmp_path / "day.1")) == 2
+
+
+def test_an_image_that_was_cut_off(scenes: Path, tmp_path: Path) -> None:
+    for part in ("annotations", "images"):
+        shutil.copytree(scenes / part, tmp_path / part)
+    path = sorted((tmp_path / "images/train").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(DataError, match=rf"image {path} of the train data cannot be read: it is damaged"):
+        browse(on_scenes(tmp_path), "train", 6, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def call(load_tool: Any, *argv: str | Path) -> int:
     with pytest.raises(SystemExit) as caught:
         run_tool(load_tool("browse").main, [str(a) for a in argv])
@@ -151,5 +173,8 @@ def test_the_tool(
     assert call(load_tool, SCENES, "--check", "--cfg-options", *options) == 2
     error = capsys.readouterr().err
     assert "10 of 10 class names of the config are no category of the file, which has 'square'" in error
+    assert call(load_tool, SCENES, "--cfg-options", *options) == 2  # drawn it would have wrong names
+    error = capsys.readouterr().err
+    assert "class names of the config are no category" in error and "data_check=False draws them" in error
     assert call(load_tool, ROOT / "configs/classification/prunet-cpu-small_digits.py") == 2
     assert "is no detector's config" in capsys.readouterr().err

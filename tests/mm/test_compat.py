@@ -24,13 +24,14 @@ substituted = pytest.mark.skipif(
 )
 
 
-def run_python(code: str, *path: Path) -> str:
+def run_python(code: str, *path: Path, errors: bool = False) -> str:
+    """What the code prints; with ``errors`` also what it says on stderr."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout + (done.stderr if errors else "")
 
 
 @substituted
@@ -61,6 +62,23 @@ def test_import_is_cheap_and_in_time() -> None:
     )
     substitute = isinstance(sys.modules.get("mmcv._ext"), compat.SubstituteExt)  # else a compiled one, not loaded yet
     assert out.split() == ["False", "False", str(substitute), "True"]
+
+
+def test_the_one_warning_about_pkg_resources_is_silent() -> None:
+    """MMEngine imports and reloads it; the same warning for somebody else's import, and others, are still said."""
+    code = """
+        import warnings
+        {first}
+        from mmengine.utils import is_installed
+        print(is_installed('torch'))
+        warnings.warn('pkg_resources is deprecated as an API: mine')
+        exec("import warnings; warnings.warn('another')", {{'__name__': 'mmengine.utils.package_utils'}})
+        """
+    loud, silent = (run_python(code.format(first=first), errors=True) for first in ("", "import prunet_zoo"))
+    if "See https" in loud:  # setuptools 67 to 81
+        assert loud.count("pkg_resources is deprecated as an API. See") == 2
+    assert "pkg_resources is deprecated as an API. See" not in silent
+    assert "mine" in silent and "another" in silent and "True" in silent
 
 
 def test_compiled_mmcv_is_left_alone(tmp_path: Path) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,14 +22,19 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from torch import nn
 
+from prunet_zoo.latency import LatencyTable
+from prunet_zoo.mm.cli import run_tool
 from prunet_zoo.mm.distributed import (
     CpuDistributedDataParallel,
     LaunchError,
     SyncStatisticsHook,
+    _first_host,
     full_precision_on_cpu,
     processes,
 )
-from prunet_zoo.mm.interrupts import COMMAND, resume_command
+from prunet_zoo.mm.interrupts import COMMAND, is_first, rank, resume_command
+from prunet_zoo.search import cost_range
+from prunet_zoo.space import load_space
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path(__file__).parent / "scale_configs"
@@ -57,29 +65,28 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 def train(config: str, work_dir: Path, *options: str) -> list[str]:
-    return [str(CONFIGS / config), "--work-dir", str(work_dir), "--cfg-options", "val_cfg=None", *options]
+    return [str(CONFIGS / config), "--work-dir", str(work_dir), "--cfg-options", *options]
 
 
-NO_VAL = ("val_dataloader=None", "val_evaluator=None")
+NO_VAL = ("val_cfg=None", "val_dataloader=None", "val_evaluator=None")
 
 
 def test_two_processes_learn_what_one_does_with_the_same_batches(run: Run, scenes: Path, tmp_path: Path) -> None:
-    ended(run("train", train("atss.py", tmp_path / "one", *NO_VAL)), 0)
-    halves = train("atss.py", tmp_path / "two", *NO_VAL, "train_dataloader.batch_size=1")
+    """Weights and the figures of five validation images, of which one process gets three and the other two.
+
+    After so few steps mAP is 0; how many objects have a box at all (AR) is not.
+    """
+    figures = ("val_evaluator.metric=[bbox,proposal]", "train_cfg.val_interval=2", "model.test_cfg.max_per_img=100")
+    ended(run("train", train("atss.py", tmp_path / "one", *figures)), 0)
+    halves = train("atss.py", tmp_path / "two", *figures, "train_dataloader.batch_size=1")
     ended(run("train", halves, count=2), 0, 0)
     one, two = state(tmp_path / "one"), state(tmp_path / "two")
     start = torch.load(tmp_path / "one" / "epoch_1.pth", weights_only=True)["state_dict"]
     assert distance(one, two) < 1e-4 < 1e-2 < distance(one, start)
-    record = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert record["processes"] == 2
-
-
-def test_a_detector_that_counts_for_itself_learns_something_else(run: Run, scenes: Path, tmp_path: Path) -> None:
-    """What docs/scale.md says of RetinaNet: if mmdet changes that, the page has to."""
-    ended(run("train", train("retinanet.py", tmp_path / "one", *NO_VAL)), 0)
-    halves = train("retinanet.py", tmp_path / "two", *NO_VAL, "train_dataloader.batch_size=1")
-    ended(run("train", halves, count=2), 0, 0)
-    assert 1e-3 < distance(state(tmp_path / "one"), state(tmp_path / "two")) < 1
+    records = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert [record["processes"] for record in records] == [1, 2]
+    assert records[0]["metrics"]["coco/AR@100"] > 0.05 and "coco/bbox_mAP" in records[0]["metrics"]
+    assert records[1]["metrics"] == pytest.approx(records[0]["metrics"], abs=2e-3)
 
 
 def test_each_image_counts_once_however_many_processes_test(run: Run, scenes: Path, tmp_path: Path) -> None:
@@ -186,6 +193,55 @@ def test_dist_train_script_trains(tiny_config: Path, tmp_path: Path) -> None:
     assert record["command"].startswith(f"bash {ROOT / 'tools' / 'dist_train.sh'} {tiny_config} 2 --work-dir")
 
 
+@pytest.mark.slow
+def test_a_mistake_in_the_arguments_is_said_once(tmp_path: Path) -> None:
+    """Before the processes know each other: nothing but the message, and its status."""
+    done = script("dist_train.sh", str(tmp_path / "none.py"), "2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: config file {tmp_path}/none.py does not exist; see the folder configs/ for those that come along\n"
+    )
+    done = script("dist_train.sh", str(tmp_path / "none.py"), "2", "--none")
+    assert done.returncode == 2 and done.stderr.count("unrecognized arguments: --none") == 1
+
+
+@pytest.mark.slow
+def test_dist_train_script_stops_and_goes_on(tiny_config: Path, tmp_path: Path) -> None:
+    """SIGTERM: the status of a signal, no traceback, and the printed command goes on."""
+    config = tmp_path / "long.py"
+    config.write_text(tiny_config.read_text().replace("max_epochs=4", "max_epochs=200"))
+    env = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = ["bash", str(ROOT / "tools" / "dist_train.sh"), str(config), "2", "--work-dir", str(tmp_path / "run")]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "epoch_1.pth").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 143 and error.count("Continue with:") == 1 and "Traceback" not in error, error
+    assert shlex.split(error.strip().splitlines()[-1]) == [*command, "--resume"]
+
+
+@pytest.mark.slow
+def test_dist_test_and_dist_search_scripts(scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "test.json"
+    options = ("--work-dir", str(tmp_path / "test"), "--json", str(out))
+    done = script("dist_test.sh", str(CONFIGS / "shipped.py"), str(WEIGHTS), "2", *options, SCENES=str(scenes))
+    assert done.returncode == 0 and done.stdout.count("5 images") == 1, done.stderr
+    record = json.loads(out.read_text())
+    assert record["processes"] == 2 and record["metrics"]["coco/bbox_mAP"] > 0.5
+    space, latencies = "prunet_cpu_small", tmp_path / "table.jsonl"
+    measure = [sys.executable, str(ROOT / "tools" / "latency.py"), "table", space, "--quick", "--out", str(latencies)]
+    assert subprocess.run(measure, capture_output=True).returncode == 0
+    (low, _), (high, _) = cost_range(LatencyTable.load(latencies), load_space(space))
+    config = ROOT / "configs" / "search" / "tiered_prunet-cpu-small_digits.py"
+    cuts = ("train_cfg.max_epochs=4", "train_dataloader.dataset.max_per_class=24", "train_dataloader.batch_size=8")
+    options = ("--table", str(latencies), "--work-dir", str(tmp_path / "search"), "--cfg-options", *cuts)
+    done = script("dist_search.sh", str(config), "2", "--target-ms", str((low + high) / 2), *options)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "search" / "spec.json").is_file() and done.stdout.count("report.html") == 1
+
+
 FAKE_SRUN = """#!/usr/bin/env bash
 printf '%s\\n' "$@" > "{log}"
 while [ "$1" != "{python}" ]; do shift; done
@@ -235,6 +291,71 @@ def test_slurm_script_asks_for_gpus(tmp_path: Path) -> None:
         "--target-ms",
         "1",
     ]
+
+
+def test_slurm_script_refuses_what_it_cannot_ask_for(tmp_path: Path) -> None:
+    for name in ("bash", "dirname"):  # of a machine without Slurm
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    done = script("slurm_train.sh", "p", "job", "c.py", "out", GPUS="abc", PATH=str(tmp_path))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "from 1 on, got: abc" in done.stderr
+    done = script("slurm_train.sh", "p", "job", "c.py", "out", PATH=str(tmp_path))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "srun is not on PATH" in done.stderr
+
+
+def test_the_first_host_without_scontrol(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLURM_NODELIST", "here[1-2]")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LaunchError, match=r"'scontrol show hostnames here\[1-2\]' .* set MASTER_ADDR"):
+        _first_host()
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho here1\necho here2\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    assert _first_host() == "here1"
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "expected"),
+    [
+        ([], {}, 0),
+        ([], {"RANK": "3"}, 3),
+        (["--launcher", "pytorch"], {"RANK": "0", "SLURM_PROCID": "2"}, 0),  # torchrun within a task of Slurm
+        (["--launcher", "slurm"], {"SLURM_PROCID": "2"}, 2),
+        (["--launcher=mpi"], {"OMPI_COMM_WORLD_RANK": "1"}, 1),
+        ([], {"SLURM_PROCID": "2"}, 0),  # srun started runs that have nothing to do with each other
+        (["--launcher"], {"SLURM_PROCID": "2"}, 0),
+    ],
+)
+def test_the_number_of_a_process(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], env: dict[str, str], expected: int
+) -> None:
+    for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", "c.py", *words])
+    assert rank() == expected and is_first() == (expected == 0)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_another_process_speaks_only_where_the_first_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ended: bool
+) -> None:
+    """The launcher ends it when the first has said the same mistake."""
+
+    def sleep(seconds: float) -> None:
+        if ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def tool(argv: Sequence[str] | None) -> int:
+        raise LaunchError("no room")
+
+    monkeypatch.setattr("prunet_zoo.mm.cli.time.sleep", sleep)
+    monkeypatch.setenv("RANK", "1")
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(SystemExit) as end:
+        run_tool(tool, [])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == ("" if ended else "error: only process 1 has this: no room\n")
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

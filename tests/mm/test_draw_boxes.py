@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from prunet_zoo.errors import DataError
-from prunet_zoo.mm.draw_boxes import class_colour, draw_boxes, encode, picture_paths, place_labels
+from prunet_zoo.mm import draw_boxes as draw_boxes_module
+from prunet_zoo.mm.draw_boxes import class_colour, draw_boxes, drawable, encode, picture_paths, place_labels, plain_font
 from prunet_zoo.mm.predict import Box
 
 
@@ -74,6 +75,26 @@ def test_small_images_are_enlarged_and_any_size_can_be_drawn_on() -> None:
         picture = draw_boxes(Image.new("RGB", size), box)
         assert picture.width % size[0] == 0 and encode(picture, "x.jpg")[:2] == b"\xff\xd8"
     assert encode(picture, "x.PNG")[1:4] == b"PNG"
+
+
+def test_names_that_the_font_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drawable("Größe №1 żółw", "class 1") == ("Größe №1 żółw", plain_font())
+    font_manager = pytest.importorskip("matplotlib.font_manager")
+    plain = [f for f in font_manager.fontManager.ttflist if "DejaVu" in f.name or "Last Resort" in f.name]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", plain)
+    drawable.cache_clear()
+    assert drawable("猫 cat", "class 7") == ("class 7", plain_font())
+    image = Image.new("RGB", (600, 400), (128, 128, 128))
+    place = (100.0, 150.0, 300.0, 350.0)
+    shown, named = (np.asarray(draw_boxes(image, [Box(7, name, 0.5, place)])) for name in ("猫", "class 7"))
+    assert (shown == named).all()
+    path = next(f.fname for f in plain if "Last Resort" not in f.name and f.fname != plain_font())
+    monkeypatch.setattr(
+        draw_boxes_module, "_characters", lambda p: frozenset({ord("猫")}) if p == path else frozenset()
+    )
+    drawable.cache_clear()
+    assert drawable("猫", "class 7") == ("猫", path)  # a font of the machine that has it
+    drawable.cache_clear()
 
 
 def test_pictures_of_the_same_name_do_not_meet(tmp_path: Path) -> None:

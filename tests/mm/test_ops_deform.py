@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunet_zoo.mm.ops.errors import OperandError
+
 pytestmark = pytest.mark.usefixtures("torch_ops")
 
 GEOMETRIES = [  # stride, padding, dilation, groups, deformable groups
@@ -204,3 +206,18 @@ def test_masked_conv_is_the_convolution_at_the_mask(kernel: int, pad: int, dtype
     with torch.no_grad():
         torch.testing.assert_close(layer(x, mask), layer(x) * mask, rtol=2e-3, atol=2e-3)
         assert not layer(x, torch.zeros_like(mask)).any()
+
+
+def test_a_mask_beyond_the_output_is_refused(device: str) -> None:
+    from mmcv.ops import MaskedConv2d
+
+    layer, x = MaskedConv2d(3, 4, 3).to(device).eval(), torch.rand(1, 3, 7, 9, device=device)
+    mask = torch.ones(1, 7, 9, dtype=torch.bool, device=device)
+    with pytest.raises(OperandError, match=r"mask marks row 6, but the output has 5 x 7 positions.*padding="):
+        layer(x, mask)
+    mask[:, 5:] = False
+    with pytest.raises(OperandError, match="mask marks column 8"):
+        layer(x, mask)
+    mask[:, :, 7:] = False
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, mask), layer(x))

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunet_zoo.mm.ops.errors import OperandError
+
 pytestmark = pytest.mark.usefixtures("torch_ops")
 
 
@@ -105,6 +107,17 @@ def test_a_certain_softmax_has_a_finite_derivative() -> None:
         loss.backward()
         assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
         assert not logits.grad[[0, 2]].any()  # certain and right; no target
+
+
+def test_a_softmax_has_no_background_class() -> None:
+    from mmcv.ops import sigmoid_focal_loss, softmax_focal_loss
+
+    logits, target = sample()
+    target[4] = 5  # the background of sigmoid_focal_loss
+    assert sigmoid_focal_loss(logits, target, 2.0, 0.25, None, "sum").isfinite()
+    for weight in (None, torch.rand(5, dtype=torch.float64)):
+        with pytest.raises(OperandError, match=r"target of 5, but 5 logits a sample: targets are 0 to 4\. .*negative"):
+            softmax_focal_loss(logits, target, 2.0, 0.25, weight, "sum")
 
 
 @pytest.mark.parametrize("name", ["sigmoid_focal_loss", "softmax_focal_loss"])

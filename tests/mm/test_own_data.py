@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from prunet_zoo.data.scenes import write_scenes
 from prunet_zoo.errors import DataError
 from prunet_zoo.mm.cli import ConfigError, load_config, run_tool
 from prunet_zoo.mm.coco_checks import coco_sources, heads
+from prunet_zoo.mm.network import register_mmdet
 from prunet_zoo.mm.own_data import add_own_data_arguments, find_annotations, fit_schedule, needs_masks, set_own_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +132,40 @@ def test_few_images_are_repeated_and_the_rate_follows_the_batch(capsys: pytest.C
     assert cfg.default_hooks.logger.interval <= 4 * 2
 
 
+def test_a_length_that_the_user_chose_is_kept(labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = load_config(CUSTOM, {"train_cfg.max_epochs": 1})
+    cfg.work_dir = str(tmp_path)
+    args = parse(CUSTOM, "--train-json", labels, "--images", labels.parent / "pictures")
+    args.cfg_options = {"train_cfg.max_epochs": 1}
+    set_own_data(cfg, args)
+    said = capsys.readouterr().out
+    assert cfg.train_dataloader.dataset.type == "CocoDataset" and "1 steps an epoch: 1 epochs make 1 steps" in said
+    assert "T_max" not in cfg.param_scheduler[1] and "end" not in cfg.param_scheduler[1]  # it follows max_epochs
+
+
+def test_steps_are_counted_as_mmdet_trains(labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images without annotation are left out where the config says so, and too small ones."""
+    from mmengine.registry import DATASETS
+
+    data = json.loads(labels.read_text())
+    kept = {image["id"] for image in data["images"][:6]}
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] in kept]
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(data))
+    for drop in (True, False):
+        cfg = load_config(SCENES)
+        cfg.work_dir, cfg.train_dataloader.batch_size = str(tmp_path / str(drop)), 2
+        cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=drop, min_size=32)
+        argv = ("--train-json", path, "--val-json", labels, "--images", labels.parent / "pictures")
+        set_own_data(cfg, parse(SCENES, *argv, "--val-images", labels.parent / "pictures"))
+        said = capsys.readouterr().out
+        assert f"4 of 10 training images have no annotation: {'left out' if drop else 'trained on'}" in said
+        inner = cfg.train_dataloader.dataset
+        register_mmdet()
+        count = len(DATASETS.build({**inner.dataset, "_scope_": "mmdet"}))
+        assert count == (6 if drop else 10) and f"{count} training images are {count // 2} steps an epoch" in said
+
+
 def test_arguments_that_do_not_fit(labels: Path, tmp_path: Path) -> None:
     for argv, message in (
         (("--images", "x"), "--images needs --train-json FILE"),
@@ -186,9 +222,9 @@ def test_data_root_that_is_unclear(tmp_path: Path) -> None:
         find_annotations(tmp_path)
 
 
-def train(load_tool: Any, labels: Path, work: Path, *argv: str) -> int:
+def train(load_tool: Any, labels: Path, work: Path, *argv: str, options: Sequence[str] = ()) -> int:
     options = [
-        "visualizer=None", "log_level=WARNING", f"model.backbone.arch={work.parent / 'small.json'}",
+        *options, "visualizer=None", "log_level=WARNING", f"model.backbone.arch={work.parent / 'small.json'}",
         "train_cfg.max_epochs=1", "train_cfg.val_interval=1", "train_dataloader.batch_size=4",
         "model.test_cfg.score_thr=0.0",
         f"experiment_name={work.name}",
@@ -198,6 +234,51 @@ def train(load_tool: Any, labels: Path, work: Path, *argv: str) -> int:
     with pytest.raises(SystemExit) as caught:
         run_tool(load_tool("train").main, command, resumable=True)
     return int(caught.value.code or 0)
+
+
+def test_objects_are_found_under_the_users_names(
+    tmp_path: Path, load_tool: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A detector of digits goes on with digits that somebody else has annotated: boxes, names and ids have to fit."""
+    scenes = write_scenes(tmp_path / "scenes", train=16, val=12)
+    for part, step, order in (("train", 5, range(10)), ("val", 3, (4, 2, 0, 1, 3, 9, 8, 7, 6, 5))):
+        data = json.loads((scenes / f"annotations/instances_{part}.json").read_text())
+        classes = {c["id"]: int(c["name"]) for c in data["categories"]}
+        for image in data["images"]:
+            image.update(id=1000 + 3 * image["id"])
+        for item in data["annotations"]:
+            item.update(image_id=1000 + 3 * item["image_id"], category_id=step * classes[item["category_id"]] + 1)
+        data["categories"] = [{"id": step * k + 1, "name": NAMES[k]} for k in order]
+        (tmp_path / f"{part}.json").write_text(json.dumps(data))
+    monkeypatch.setattr("prunet_zoo.mm.own_data.MIN_STEPS", 4)
+    command = [
+        SCENES, "--train-json", tmp_path / "train.json", "--val-json", tmp_path / "val.json", "--images",
+        scenes / "images/train", "--val-images", scenes / "images/val", "--work-dir", tmp_path / "run", "--cfg-options",
+        f"load_from={ROOT / 'checkpoints/digits_detector.safetensors'}", "visualizer=None", "log_level=WARNING",
+        "train_cfg.max_epochs=1", "train_cfg.val_interval=1", "optim_wrapper.optimizer.lr=1e-5",
+    ]  # fmt: skip
+    assert load_tool("train").main([str(part) for part in command]) == 0
+    assert "10 classes: zero, one, two, three" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert record["metrics"]["coco/bbox_mAP_50"] > 0.85, record["metrics"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_during_the_run(
+    labels: Path, tmp_path: Path, load_tool: Any, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    images = tmp_path / "pictures"
+    shutil.copytree(labels.parent / "pictures", images)
+    for path in (images / "day1").iterdir():
+        path.write_bytes(path.read_bytes()[:-500])
+    options = (f"train_dataloader.num_workers={workers}", "train_dataloader.persistent_workers=False")
+    assert train(load_tool, labels, tmp_path / "a", "--images", str(images), options=options) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert any("images are damaged or no images" in line and "image file is truncated" in line for line in lines)
+    options = (*options, "data_check=False")  # as if they were cut off after the check
+    assert train(load_tool, labels, tmp_path / "b", "--images", str(images), options=options) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: image {images}/day1/shot_") and last.endswith("damaged or cut off; replace it")
 
 
 def test_one_command_trains_and_resumes(

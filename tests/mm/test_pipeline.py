@@ -226,8 +226,8 @@ def test_several_processes(bench: Bench) -> None:
     config = bench.make(search={"config": SEARCH, "processes": 2, "args": ["--amp"]}, table=None, target_ms=None).config
     commands, inputs = config.stages[0].plan()
     words = list(commands[0].words)
-    assert words[:6] == ["-m", "torch.distributed.run", "--nproc_per_node", "2", "tools/search.py", SEARCH]
-    assert words[6:8] == ["--launcher", "pytorch"] and words[-1] == "--amp" and inputs["processes"] == 2
+    assert Path(words[0]).name == "launch.py" and words[1:5] == ["--processes", "2", "tools/search.py", SEARCH]
+    assert words[-1] == "--amp" and inputs["processes"] == 2
 
 
 @given(

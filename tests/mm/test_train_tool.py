@@ -157,14 +157,15 @@ def test_sigterm_prints_the_command_that_continues(whole: Path, tiny_config: Pat
     assert_same_run(whole, work_dir)
 
 
-def test_ctrl_c_reaches_the_workers_too(tiny_config: Path, tmp_path: Path) -> None:
-    """A terminal sends Ctrl-C to the whole group: dataloader workers must neither die of it nor speak."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_workers_too(tiny_config: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """A terminal sends Ctrl-C, Slurm SIGTERM, to the whole group: workers must neither die of it nor speak."""
     process = start(tiny_config, tmp_path / "run", *QUIET, "train_dataloader.num_workers=2", new_group=True)
     wait_for(tmp_path / "run" / "epoch_1.pth", process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     message = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, message
-    assert "The state is saved in" in message and message.count("SIGINT") == 1 and "Traceback" not in message
+    assert process.returncode == 128 + number, message
+    assert "The state is saved in" in message and message.count(number.name) == 1 and "Traceback" not in message
 
 
 @pytest.mark.parametrize("resumable", [True, False])

@@ -1,4 +1,7 @@
-"""Deformable DETR on COCO, 50 epochs on 16 GPUs × 2 images, mixed precision; a config on top names the backbone."""
+"""Deformable DETR on COCO, 50 epochs on 16 GPUs × 2 images, mixed precision; a config on top names the backbone.
+
+With ResNet-50 it is mmdet's own config but for mixed precision.
+"""
 
 _base_ = "mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py"
 custom_imports = dict(imports=["prunet_zoo"], allow_failed_imports=False)

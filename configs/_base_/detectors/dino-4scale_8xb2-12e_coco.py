@@ -1,4 +1,7 @@
-"""DINO with 4 scales on COCO, 12 epochs on 8 GPUs × 2 images, mixed precision; a config on top names the backbone."""
+"""DINO with 4 scales on COCO, 12 epochs on 8 GPUs × 2 images, mixed precision; a config on top names the backbone.
+
+With ResNet-50 it is mmdet's own config but for mixed precision.
+"""
 
 _base_ = "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py"
 custom_imports = dict(imports=["prunet_zoo"], allow_failed_imports=False)

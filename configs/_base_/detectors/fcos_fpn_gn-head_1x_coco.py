@@ -1,4 +1,8 @@
-"""FCOS + FPN on COCO, 12 epochs on 8 GPUs × 2 images, mixed precision; a config on top names the backbone."""
+"""FCOS + FPN on COCO, 12 epochs on 8 GPUs × 2 images, mixed precision; a config on top names the backbone.
+
+With ResNet-50 it differs from mmdet's own (fcos_r50-caffe_fpn_gn-head_1x) by mixed precision, and by torchvision's
+weights, network (style) and preprocessing in the place of Caffe's.
+"""
 
 _base_ = "mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py"
 custom_imports = dict(imports=["prunet_zoo"], allow_failed_imports=False)

@@ -1,4 +1,8 @@
-"""RTMDet, size s, on COCO, 300 epochs on 8 GPUs × 32 images, mixed precision; a config on top names the backbone."""
+"""RTMDet, size s, on COCO, 300 epochs on 8 GPUs × 32 images, mixed precision; a config on top names the backbone.
+
+It differs from mmdet's rtmdet_s by mixed precision, backbone, preprocessing, neck and the batch size of auto_scale_lr
+(256, as trained; mmdet's says 16).
+"""
 
 _base_ = "mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py"
 custom_imports = dict(imports=["prunet_zoo"], allow_failed_imports=False)

@@ -1,4 +1,7 @@
-"""YOLOX, size s, on COCO, 300 epochs on 8 GPUs × 8 images, mixed precision; a config on top names the backbone."""
+"""YOLOX, size s, on COCO, 300 epochs on 8 GPUs × 8 images, mixed precision; a config on top names the backbone.
+
+It differs from mmdet's yolox_s by mixed precision, backbone, preprocessing (mmdet's: none) and neck.
+"""
 
 _base_ = "mmdet::yolox/yolox_s_8xb8-300e_coco.py"
 custom_imports = dict(imports=["prunet_zoo"], allow_failed_imports=False)

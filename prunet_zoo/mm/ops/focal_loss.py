@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunet_zoo.mm.ops.errors import OperandError
 from prunet_zoo.mm.ops.precision import wide
 
 _TINY = torch.finfo(torch.float32).tiny  # mmcv's floor of a probability inside a logarithm
@@ -72,11 +73,15 @@ def softmax_focal_loss_forward(
 
     Args:
         input: probabilities (N, C), already a softmax.
-        target: class of each sample (N,); a negative one costs nothing.
+        target: class of each sample (N,), below C (a softmax has no background of its own); a negative one costs
+            nothing.
         weight: (C,) weights of classes, or empty.
         output: (N,), overwritten.
         gamma: focusing exponent.
         alpha: weight of all samples.
+
+    Raises:
+        OperandError: a target is C or more.
     """
     p = _target_probability(input, target)
     loss = -alpha * (1 - p) ** gamma * p.clamp(min=_TINY).log()
@@ -111,4 +116,11 @@ def softmax_focal_loss_backward(
 
 def _target_probability(input: Tensor, target: Tensor) -> Tensor:
     """(N,) of (N, C); of class 0 where there is no target."""
+    classes = input.size(1)
+    if target.numel() and (highest := int(target.max())) >= classes:
+        raise OperandError(
+            f"softmax_focal_loss got a target of {highest}, but {classes} logits a sample: targets are 0 to "
+            f"{classes - 1}. For a background class give one logit more, for samples that are not to count a negative "
+            "target (in sigmoid_focal_loss the number of classes stands for the background)."
+        )
     return wide(input).gather(1, target.clamp(min=0).view(-1, 1)).view(-1)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunet_zoo.mm.ops.errors import OperandError
+
 
 def masked_im2col_forward(
     im: Tensor,
@@ -35,5 +37,16 @@ def masked_im2col_forward(
 def masked_col2im_forward(
     col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, im: Tensor, height: int, width: int, channels: int
 ) -> None:
-    """Write the columns (channels, M) to their positions of ``im`` (1, channels, height, width)."""
+    """Write the columns (channels, M) to their positions of ``im`` (1, channels, height, width).
+
+    Raises:
+        OperandError: a position lies outside of ``im``.
+    """
+    for axis, index, size in (("row", mask_h_idx, height), ("column", mask_w_idx, width)):
+        if index.numel() and (last := int(index.max())) >= size:
+            raise OperandError(
+                f"masked_conv2d: the mask marks {axis} {last}, but the output has {height} x {width} positions. A mask "
+                "has the input's size, and the output must have it, too: give padding=(kernel_size - 1) // 2, or mark "
+                "positions of the output only."
+            )
     im.view(channels, height, width)[:, mask_h_idx, mask_w_idx] = col

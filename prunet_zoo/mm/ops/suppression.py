@@ -1,10 +1,14 @@
 """Suppression of overlapping boxes: nms by torchvision, soft-nms and nms_match as loops over kept boxes in NumPy.
 
+The loops find the IoUs that they need ready, computed for many boxes at once.
+
 All three compute in float32, as mmcv does, so that a box on the threshold falls to the same side. Of equal scores `nms`
 and `nms_match` take the first box first; mmcv leaves that to an unstable sort. Boxes are x1, y1, x2, y2 in px.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import torch
@@ -14,6 +18,7 @@ from torchvision.ops import nms as torchvision_nms
 
 Floats = NDArray[np.float32]
 NAIVE, LINEAR, GAUSSIAN = 0, 1, 2  # mmcv's numbers of soft-nms's methods
+_ROWS_AT_ONCE = 64  # boxes whose IoUs with all others are computed together: few, so that they stay in the cache
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
@@ -62,22 +67,50 @@ def softnms(
         Indices (K,) of the boxes in ``dets``, best first.
     """
     kept = len(boxes)
-    rows = _with_areas(boxes, scores, offset)
-    index = np.arange(kept)
-    i = 0
-    while i < kept:
-        score = rows[i:kept, 4]
-        # of equal scores the first one; a NaN (two boxes without an area) is no candidate, but stays where it stands
-        best = i if np.isnan(score[0]) else i + int(np.nanargmax(score))
-        rows[[i, best]], index[[i, best]] = rows[[best, i]], index[[best, i]]
-        others = rows[i + 1 : kept]
-        others[:, 4] *= _soft_weights(_iou(rows[i], others, offset), iou_threshold, sigma, method)
-        lost = others[:, 4] < np.float32(min_score)
+    columns = _columns(boxes, offset)
+    left = scores.detach().float().cpu().numpy().copy()  # the score at each place
+    index = np.arange(kept)  # the box at each place
+    weights: dict[int, Floats] = {}  # of some boxes: what their choice leaves of each other score
+    lowest = np.float32(min_score)
+    for i in itertools.count():
+        if i >= kept:
+            break
+        best = _best_place(left, i, kept)
+        left[i], left[best] = left[best], left[i]
+        index[i], index[best] = index[best], index[i]
+        box = int(index[i])
+        if box not in weights:
+            likely = _likely_next(left[i:kept], index[i:kept])
+            iou = _iou(columns[:, likely, None], columns[:, None], offset)
+            weights = dict(zip(likely.tolist(), _soft_weights(iou, iou_threshold, sigma, method), strict=True))
+        others = left[i + 1 : kept]
+        others *= weights[box][index[i + 1 : kept]]
+        lost = others < lowest
         if lost.any():
-            kept = _close_gaps(rows, index, i + 1, lost)
-        i += 1
-    dets[:kept] = torch.from_numpy(rows[:kept, :5])
-    return torch.from_numpy(index[:kept])
+            kept = _close_gaps(left, index, i + 1, lost)
+    order = torch.from_numpy(index[:kept])
+    dets[:kept, :4] = boxes.detach().cpu()[order]
+    dets[:kept, 4] = torch.from_numpy(left[:kept])
+    return order
+
+
+def _best_place(left: Floats, first: int, end: int) -> int:
+    """Place of the best score from ``first`` on: of equal ones the first.
+
+    A NaN (of two boxes without an area) is no candidate, but stays where it stands.
+    """
+    best = first + int(left[first:end].argmax())  # the place of a NaN where there is one
+    if np.isnan(left[best]):
+        return first if np.isnan(left[first]) else first + int(np.nanargmax(left[first:end]))
+    return best
+
+
+def _likely_next(left: Floats, index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first box and those with the best scores now: most of them will be the next ones chosen."""
+    if len(left) <= _ROWS_AT_ONCE:
+        return index.copy()
+    best = np.argpartition(-left[1:], _ROWS_AT_ONCE - 2)[: _ROWS_AT_ONCE - 1]  # NaN last
+    return np.concatenate((index[:1], index[1:][best]))
 
 
 def _soft_weights(iou: Floats, threshold: float, sigma: float, method: int) -> Floats:
@@ -87,8 +120,8 @@ def _soft_weights(iou: Floats, threshold: float, sigma: float, method: int) -> F
     return np.where(iou >= np.float32(threshold), fallen, np.float32(1))
 
 
-def _close_gaps(rows: Floats, index: NDArray[np.int64], first: int, lost: NDArray[np.bool_]) -> int:
-    """Drop the ``lost`` rows from ``first`` on as mmcv does: each gap is filled from the end. Returns the new count.
+def _close_gaps(left: Floats, index: NDArray[np.int64], first: int, lost: NDArray[np.bool_]) -> int:
+    """Drop the ``lost`` places from ``first`` on as mmcv does: each gap is filled from the end. Returns the new count.
 
     The order matters: of equal scores the first one is taken next.
     """
@@ -96,7 +129,7 @@ def _close_gaps(rows: Floats, index: NDArray[np.int64], first: int, lost: NDArra
     gaps = first + np.flatnonzero(lost)
     gaps = gaps[gaps < kept]
     last = first + np.flatnonzero(~lost)[::-1][: len(gaps)]
-    rows[gaps], index[gaps] = rows[last], index[last]
+    left[gaps], index[gaps] = left[last], index[last]
     return kept
 
 
@@ -110,30 +143,45 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     Returns:
         For each kept box, best first: its index, then those of the boxes that it suppressed, best first.
     """
-    order = dets[:, 4].detach().float().sort(descending=True, stable=True).indices.cpu()
-    left = _with_areas(dets[:, :4].cpu()[order], dets[:, 4].cpu()[order], 0)
-    index = order.numpy()
+    order = dets[:, 4].detach().float().sort(descending=True, stable=True).indices
+    columns = _columns(dets[order, :4], 0)
+    left = order.cpu().numpy()
     groups = []
     while len(left):
-        matched = _iou(left[0], left[1:], 0) >= np.float32(iou_threshold)
-        groups.append([int(index[0]), *index[1:][matched].tolist()])
-        left, index = left[1:][~matched], index[1:][~matched]
+        rows = min(len(left), _ROWS_AT_ONCE)
+        matched = _iou(columns[:, :rows, None], columns[:, None], 0) >= np.float32(iou_threshold)
+        free = np.ones(len(left), np.bool_)
+        for i in range(rows):
+            if free[i]:
+                mine = matched[i]
+                mine &= free
+                mine[: i + 1] = False
+                groups.append([int(left[i]), *left[mine].tolist()])
+                free ^= mine
+        free[:rows] = False
+        left, columns = left[free], columns[:, free]
     return groups
 
 
-def _with_areas(boxes: Tensor, scores: Tensor, offset: int) -> Floats:
-    """Rows (N, 6): x1, y1, x2, y2, score, area."""
-    corners = boxes.detach().float()
+def _columns(boxes: Tensor, offset: int) -> Floats:
+    """x1, y1, x2, y2 and area, (5, N)."""
+    corners = boxes.detach().float().cpu()
     side = corners[:, 2:] - corners[:, :2] + offset
-    columns = (corners, scores.detach().float().view(-1, 1), side[:, :1] * side[:, 1:])
-    return torch.cat(columns, dim=1).numpy()
+    return torch.cat((corners.T, (side[:, 0] * side[:, 1])[None])).contiguous().numpy()
 
 
-def _iou(one: Floats, others: Floats, offset: int) -> Floats:
-    """IoU (N,) of a row with each of N others, NaN where neither has an area."""
-    near = np.maximum(one[:2], others[:, :2])
-    far = np.minimum(one[2:4], others[:, 2:4])
-    side = np.maximum(far - near + np.float32(offset), 0)
-    inter = side[:, 0] * side[:, 1]
+def _iou(some: Floats, others: Floats, offset: int) -> Floats:
+    """IoU of `_columns` that broadcast to each other, NaN where neither box has an area."""
+    width = np.minimum(some[2], others[2])
+    width -= np.maximum(some[0], others[0])
+    height = np.minimum(some[3], others[3])
+    height -= np.maximum(some[1], others[1])
+    for side in (width, height):
+        if offset:
+            side += np.float32(offset)
+        np.maximum(side, 0, out=side)
+    inter = np.multiply(width, height, out=width)
+    union = np.add(some[4], others[4], out=height)
+    union -= inter
     with np.errstate(invalid="ignore", divide="ignore"):
-        return inter / (one[5] + others[:, 5] - inter)
+        return np.divide(inter, union, out=union)
