@@ -37,6 +37,11 @@ def test_named_tools_and_configs_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_no_line_waits_for_a_result(page: Path) -> None:
+    assert not re.findall(r"^(?:[A-Z]{4,}|TODO.*|TBD.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_python_and_json_are_valid(page: Path) -> None:
     for source in blocks(page, "python"):
         compile(source, str(page), "exec")

@@ -200,6 +200,8 @@ BAD = [
     ({"classifier": {"cfg_options": {}}}, "classifier needs config="),
     ({"classifier": None}, "one starts from the classifier's weights, but there is no classifier"),
     ({"table": {"space": "a", "file": "b"}}, "either space=… .* or file="),
+    ({"target_ms": float("nan")}, "positive number of milliseconds, got nan"),
+    ({"target_ms": -1}, "positive number of milliseconds, got -1"),
     ({"detectors": {"search": {"config": DETECTOR}}}, "cannot be a detector's name"),
     ({"detectors": {"../x": {"config": DETECTOR}}}, "cannot be a detector's name"),
     ({"detectors": {"x": {"config": DETECTOR, "weights": "good"}}}, "must be one of best, last, search"),
