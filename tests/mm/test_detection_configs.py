@@ -22,14 +22,16 @@ import timm
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
+from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.structures import InstanceData
 
 from prunet_zoo import load_spec
 from prunet_zoo.mm.channels import follow_spec
-from prunet_zoo.mm.network import register_mmdet
+from prunet_zoo.mm.network import register_mmdet, set_arch, set_weights
 from prunet_zoo.mm.timm_backbone import timm_channels
+from prunet_zoo.models import load_state, read_weights_spec
 from prunet_zoo.zoo.fetch import DownloadError
 from prunet_zoo.zoo.index import find_model
 
@@ -278,17 +280,56 @@ def test_builds_trains_a_step_and_predicts(detector: str, backbone: str) -> None
     model = MODELS.build(cfg.model)
     model.init_weights()
     before = statistics(model.train().backbone)
-    data = model.data_preprocessor(batch(masks=detector == "mask-rcnn"), training=True)
-    loss, _ = model.parse_losses(model(**data, mode="loss"))
-    assert math.isfinite(loss.item()) and loss > 0
-    loss.backward()
-
-    check_gradients(model)
+    train_a_step(model, detector)
     frozen = [name for name, parameter in model.backbone.named_parameters() if not parameter.requires_grad]
     assert bool(frozen) == (wanted.frozen >= 0)
     moved = [name for name, value in statistics(model.backbone).items() if not torch.equal(value, before[name])]
     assert len(moved) == (0 if wanted.fixed_norms else len(before))
 
+    predict(model, detector)
+
+
+DEMO = ROOT / "checkpoints" / "digits_classifier.safetensors"  # of a searched network whose last stride is 16
+
+
+@pytest.mark.usefixtures("first_iteration")
+@pytest.mark.parametrize(
+    ("detector", "backbone"),
+    [
+        pytest.param(*pair, marks=() if pair in (("rtmdet", "r50"), ("dino-4scale", "gpunet-0")) else pytest.mark.slow)
+        for pair in PAIRS
+    ],
+)
+def test_takes_a_searched_network_and_its_weights(detector: str, backbone: str) -> None:
+    """What ``tools/train.py CONFIG --arch FILE --weights FILE`` does to every config."""
+    from mmdet.registry import MODELS
+
+    torch.manual_seed(0)
+    cfg = shrunk(path_of(detector, backbone))
+    set_arch(cfg, DEMO)
+    set_weights(cfg, DEMO)
+    assert cfg.model.data_preprocessor.mean == [127.5] * 3  # as the classifier was trained
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model.init_weights()
+    assert model.backbone.spec.hash == read_weights_spec(DEMO).hash
+    given = load_state(DEMO)
+    own = model.backbone.state_dict()
+    assert own and all(torch.equal(value, given[name]) for name, value in own.items())
+    train_a_step(model.train(), detector)
+    predict(model, detector)
+
+
+def train_a_step(model: Any, detector: str) -> None:
+    """The loss and all gradients of one batch are as they should be."""
+    data = model.data_preprocessor(batch(masks=detector == "mask-rcnn"), training=True)
+    loss, _ = model.parse_losses(model(**data, mode="loss"))
+    assert math.isfinite(loss.item()) and loss > 0
+    loss.backward()
+    check_gradients(model)
+
+
+def predict(model: Any, detector: str) -> None:
+    """A batch gives boxes, classes and masks as mmdet's should."""
     with torch.no_grad():
         results = model.eval().test_step(batch(masks=False))
     assert len(results) == 2
