@@ -28,7 +28,7 @@ from prunet_zoo.errors import TrainingError
 from prunet_zoo.mm.checkpoint import AtomicCheckpointHook
 from prunet_zoo.mm.guard import claim_work_dir, fingerprint_hash
 from prunet_zoo.mm.hidden_state import hidden_state, put_back, warn_of_lost_caches
-from prunet_zoo.mm.interrupts import Interrupted, StopSignals, resume_command
+from prunet_zoo.mm.interrupts import Interrupted, StopSignals, calm_workers, resume_command
 from prunet_zoo.mm.rng import rng_state, set_rng_state
 from prunet_zoo.models import save_weights
 from prunet_zoo.registry import HOOKS, register
@@ -164,6 +164,9 @@ class InterruptHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self.signals.__enter__()
+        for loop in (runner.train_loop, runner.val_loop):
+            if loop is not None:
+                calm_workers(loop.dataloader)
 
     def after_train(self, runner: Runner) -> None:
         self.signals.__exit__(None, None, None)

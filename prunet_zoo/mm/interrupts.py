@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import shutil
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -66,8 +67,7 @@ class StopSignals:
             # a signal to the whole group reaches it too, while the step that is to be finished still needs it; a
             # second SIGTERM is the end of the loader
             if number == signal.SIGTERM and self.requested is not None:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
+                os._exit(0)
             self.requested = number
             return
         if self.requested is not None and number == signal.SIGINT:
@@ -77,6 +77,21 @@ class StopSignals:
         if is_first():
             text = f"\n{name}: finishing the current step, then saving; press Ctrl-C (again) to end at once."
             print(text, file=sys.stderr)
+
+
+def calm_workers(loader: Any) -> None:
+    """Let the workers of a ``DataLoader`` outlive a SIGTERM to the whole process group (Slurm, systemd, timeout).
+
+    torch gives workers a handler of its own, which ends them, and the step that is to be finished with them. The one
+    that they inherited from `StopSignals` is put back.
+    """
+    loader.worker_init_fn = functools.partial(_start_calmly, loader.worker_init_fn)
+
+
+def _start_calmly(inner: Callable[[int], None] | None, worker: int) -> None:
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
+    if inner is not None:
+        inner(worker)
 
 
 class _PassOn(StopSignals):

@@ -56,6 +56,8 @@ class Pipeline:
         return {s.name: done[s.name]["seconds"] for s in self.config.stages if s.name in done}
 
     def _read(self) -> dict[str, Any]:
+        if self.dir.exists() and not self.dir.is_dir():
+            raise StageError(f"{self.dir} is a file; give a folder with --work-dir")
         if self.file.is_file():
             try:
                 return {"stages": {}, "rerun": [], **json.loads(self.file.read_text(encoding="utf-8"))}

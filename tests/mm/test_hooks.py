@@ -6,6 +6,7 @@ import io
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import uuid
 from pathlib import Path
@@ -161,6 +162,35 @@ def test_second_ctrl_c_ends_at_once_and_handlers_come_back() -> None:
             os.kill(os.getpid(), signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert Interrupted(signal.SIGTERM, "").status == 143
+
+
+GROUP = """
+import os, signal, sys, time
+import torch
+from prunet_zoo.mm.interrupts import StopSignals, calm_workers
+loader = torch.utils.data.DataLoader(list(range(40)), num_workers=2, prefetch_factor=2)
+with StopSignals() as signals:
+    if sys.argv[1] == "calm":
+        calm_workers(loader)
+    seen = 0
+    for batch in loader:
+        seen += 1
+        if seen == 2:
+            os.killpg(0, signal.SIGTERM)
+            until = time.monotonic() + 1
+            while time.monotonic() < until:
+                sum(range(1000))
+    print(seen, signals.requested)
+"""
+
+
+@pytest.mark.parametrize(("how", "status", "told"), [("calm", 0, f"40 {int(signal.SIGTERM)}"), ("as they are", 1, "")])
+def test_workers_outlive_a_signal_to_the_group(how: str, status: int, told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GROUP, how], capture_output=True, text=True, start_new_session=True, timeout=60
+    )
+    assert (done.returncode, done.stdout.strip()) == (status, told), done.stderr
+    assert ("DataLoader worker" in done.stderr) == bool(status)
 
 
 def test_command_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
