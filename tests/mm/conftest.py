@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 from prunet_zoo import save_weights
 from prunet_zoo.data.scenes import write_scenes
@@ -148,6 +150,8 @@ def run(tmp_path: Path, load_tool: Callable[[str], ModuleType], free_port: int) 
                 os.dup2(file.fileno(), stream)
         sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
         os.chdir(tmp_path)
+        for kept in (Visualizer, MessageHub, MMLogger, DefaultScope, *Visualizer.__subclasses__()):
+            kept._instance_dict.clear()  # of earlier tests of this process
         sys.modules["mmengine.config.config"].FormatCode = plain  # type: ignore[attr-defined]
         if count > 1:
             places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "WORLD_SIZE": str(count)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +67,15 @@ def _mmdet_scope(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
     DefaultScope._instance_dict.update(kept)
 
 
+@functools.cache
+def read(file: str) -> Config:
+    return Config.fromfile(CONFIGS / file)
+
+
+def read_config(file: str) -> Config:
+    return copy.deepcopy(read(file))
+
+
 def gradient(name: str, images: list[int]) -> dict[str, torch.Tensor]:
     """The gradient of the loss of some of the two images, with fixed BatchNorm statistics."""
     from mmdet.registry import MODELS
@@ -72,7 +83,7 @@ def gradient(name: str, images: list[int]) -> dict[str, torch.Tensor]:
     from mmengine.structures import InstanceData
 
     file, changes, _ = DETECTORS[name]
-    cfg = Config.fromfile(CONFIGS / file)
+    cfg = read_config(file)
     for key, value in changes.items():
         part, last = key.split(".")
         cfg[part].pop(last)
@@ -117,6 +128,7 @@ def one_of_two(name: str, number: int, port: int, out: Path) -> None:
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_gradient_of_two_processes(name: str, free_port: int, tmp_path: Path) -> None:
+    read(DETECTORS[name][0])  # before the processes are forked, in which Python's parser may fail
     context = multiprocessing.get_context("fork")
     jobs = [context.Process(target=one_of_two, args=(name, i, free_port, tmp_path / "two.pth")) for i in range(2)]
     for job in jobs:

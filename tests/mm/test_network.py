@@ -71,7 +71,7 @@ def test_a_config_without_normalisation(tmp_path: Path, said: list[str]) -> None
     assert cfg.model.data_preprocessor.mean == [127.5] * 3 and cfg.model.data_preprocessor.batch_augments
     from mmdet.registry import MODELS
 
-    built = MODELS.build(cfg.model.data_preprocessor)
+    built = MODELS.build({**cfg.model.data_preprocessor, "_scope_": "mmdet"})
     assert built.mean.flatten().tolist() == [127.5] * 3
 
 
