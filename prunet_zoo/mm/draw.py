@@ -113,6 +113,7 @@ def _grid(
         for box, label in annotated.get(path, []):
             _box(axis, box, ANNOTATED, classes[label], below=True)
         found = result.pred_instances.cpu()
+        found = found[found.scores.argsort()]  # the best is drawn last, and seen
         for box, label, score in zip(
             found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
         ):  # fmt: skip
