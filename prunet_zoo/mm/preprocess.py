@@ -59,14 +59,17 @@ def read_preprocessor(text: str) -> dict[str, Any]:
     """The plain values of ``data_preprocessor=dict(…)`` of the model in a config's text, which is not executed."""
     try:
         body = ast.parse(text).body
-    except SyntaxError:
+    except (SyntaxError, ValueError):  # no Python, or zero bytes
         return {}
     models = [s.value for s in body if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "model"]
     keywords = models[-1].keywords if models and isinstance(models[-1], ast.Call) else []
     for keyword in keywords:
         if keyword.arg == "data_preprocessor" and isinstance(keyword.value, ast.Call):
             items = [(item.arg, item.value) for item in keyword.value.keywords if item.arg in _KEYS]
-            return {str(name): ast.literal_eval(value) for name, value in items}
+            try:
+                return {str(name): ast.literal_eval(value) for name, value in items}
+            except ValueError:  # an expression: it tells nothing that may be known without running it
+                return {}
     return {}
 
 

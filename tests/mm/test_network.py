@@ -181,7 +181,9 @@ def test_a_test_normalises_as_the_training_did(tmp_path: Path, said: list[str]) 
             {"mean": [1, 2, 3], "std": [1] * 3},
         ),
         ("model = dict(backbone=dict(mean=[1]))", {}),
+        ("model = dict(data_preprocessor=dict(mean=[open('/nowhere')], std=[1, 1, 1]))", {}),
         ("x = (", {}),
+        ("\0", {}),
         ("", {}),
     ],
 )
