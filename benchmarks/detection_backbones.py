@@ -37,8 +37,8 @@ from rich.table import Table
 from prunet_zoo.errors import PrunetError
 from prunet_zoo.files import write_atomic, write_json
 from prunet_zoo.latency.backends.base import cpu_name
-from prunet_zoo.latency.measure import now
 from prunet_zoo.latency.probes import randomise
+from prunet_zoo.latency.record import now
 from prunet_zoo.mm.cli import load_config, run_tool
 from prunet_zoo.mm.detector_latency import LATENCY_PARTS, Clock, DetectorTimer, count_macs, one_image
 from prunet_zoo.version import __version__

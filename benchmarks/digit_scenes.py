@@ -37,7 +37,7 @@ from rich.table import Table
 from prunet_zoo.data.scenes import write_scenes
 from prunet_zoo.errors import CheckpointError, PrunetError
 from prunet_zoo.files import write_atomic, write_json
-from prunet_zoo.latency.measure import now
+from prunet_zoo.latency.record import now
 from prunet_zoo.mm.cli import run_tool
 from prunet_zoo.mm.interrupts import Interrupted, StopSignals, resume_command
 from prunet_zoo.spec import NetSpec, load_spec

@@ -49,7 +49,7 @@ import prunet_zoo  # noqa: F401  (leaves a compiled mmcv alone, stands in for a 
 from prunet_zoo.errors import PrunetError
 from prunet_zoo.files import write_json
 from prunet_zoo.latency.backends.base import cpu_name
-from prunet_zoo.latency.measure import time_together
+from prunet_zoo.latency.timing import time_together
 from prunet_zoo.mm import ops
 from prunet_zoo.mm.cli import run_tool
 from prunet_zoo.mm.compat import SubstituteExt

@@ -31,7 +31,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from prunet_zoo.files import write_json
-from prunet_zoo.latency.measure import time_together
+from prunet_zoo.latency.timing import time_together
 from prunet_zoo.models.blocks import build_block
 from prunet_zoo.spec import BlockSpec
 from prunet_zoo.supernet import PrunodeBlock, WidthWindow

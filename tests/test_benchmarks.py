@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from prunet_zoo.latency.measure import time_together
+from prunet_zoo.latency.timing import time_together
 from prunet_zoo.mm.cli import run_tool
 from prunet_zoo.spec import load_spec
 

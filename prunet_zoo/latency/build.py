@@ -18,10 +18,11 @@ import torch
 
 from prunet_zoo.latency.backends import Backend, Setting, get_backend
 from prunet_zoo.latency.correction import fit_correction
-from prunet_zoo.latency.measure import now, time_in_turn, time_together
 from prunet_zoo.latency.probes import Probe, block_probe, random_network, randomise, stem_probe, tail_probe
+from prunet_zoo.latency.record import now
 from prunet_zoo.latency.table import LatencyTable, Shape, template_key
 from prunet_zoo.latency.tablefile import Header, append, check_same, check_space, read_table, start_table
+from prunet_zoo.latency.timing import time_in_turn, time_together
 from prunet_zoo.space import Encoding, SearchSpace, load_space
 from prunet_zoo.spec import BlockSpec
 

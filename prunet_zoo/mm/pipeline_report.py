@@ -21,7 +21,8 @@ from prunet_zoo.mm.detector_latency import LATENCY_PARTS
 from prunet_zoo.mm.pipeline import REPORT, Pipeline
 from prunet_zoo.mm.pipeline_config import CLASSIFIER, MEASURED
 from prunet_zoo.mm.training import METRICS
-from prunet_zoo.search.report import draw_history, draw_network, figure_png, html_page, html_picture, html_table
+from prunet_zoo.page import figure_png, html_page, html_picture, html_table
+from prunet_zoo.search.report import draw_history, draw_network
 from prunet_zoo.space import load_space
 from prunet_zoo.spec import NetSpec, load_spec
 from prunet_zoo.version import __version__

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from prunet_zoo.cost import Cost, choice_cost, cost_range
 from prunet_zoo.errors import LatencyError
-from prunet_zoo.search.cost import Cost, choice_cost, cost_range
 from prunet_zoo.search.knapsack import Option, grouped_knapsack
 from prunet_zoo.space import Choice, Encoding, SearchSpace
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunet_zoo.search.cost import Cost
+from prunet_zoo.cost import Cost
 from prunet_zoo.space import Encoding
 from prunet_zoo.supernet import SuperNet
 

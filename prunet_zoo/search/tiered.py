@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunet_zoo.cost import Cost, check_target, default_target
 from prunet_zoo.errors import LatencyError, SpecError
 from prunet_zoo.search.adjust import adjust_widths
-from prunet_zoo.search.cost import Cost, check_target, default_target
 from prunet_zoo.search.strategy import GradSync, PruneEvent, SearchStrategy
 from prunet_zoo.space import Encoding
 from prunet_zoo.supernet import PrunodeBlock, StochasticLayer, SuperNet, drop_parameters

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from prunet_zoo import latency, load_spec
+from prunet_zoo.console import run_plain_tool
+from prunet_zoo.cost import cost_range
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.latency import LatencyTable, backends, build
-from prunet_zoo.search import cost_range
+from prunet_zoo.latency.commands import measure
 from prunet_zoo.space import load_space
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +30,13 @@ def tool():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def status(tool, argv):
+    """Run the tool as a command would; returns its exit status."""
+    with pytest.raises(SystemExit) as ended:
+        run_plain_tool(tool.main, argv, stopped=tool.STOPPED)
+    return ended.value.code
 
 
 @pytest.fixture
@@ -102,7 +111,7 @@ def test_table_then_predict(tool, fake, space, tmp_path, capsys):
 )
 def test_errors_are_one_line_and_status_2(tool, capsys, argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert tool.main(argv) == 2
+    assert status(tool, argv) == 2
     streams = capsys.readouterr()
     assert streams.out == ""
     assert streams.err.startswith("error: ")
@@ -127,7 +136,7 @@ def test_table_for_another_number_of_classes(tool, fake, space, tmp_path, capsys
     assert tool.main([*command, "--num-classes", "7"]) == 0
     LatencyTable.load(table).require(space.replace(num_classes=7), device="fake device")
     capsys.readouterr()
-    assert tool.main(command) == 2
+    assert status(tool, command) == 2
     assert "num_classes 7, not 5; " in capsys.readouterr().err
 
 
@@ -147,26 +156,26 @@ def test_a_failed_allocation_is_told_from_a_fault(tool, monkeypatch, capsys, err
 
     monkeypatch.setattr(latency, "measure", fail)
     if told:
-        assert tool.main(["measure", "prunet_p0"]) == 2
+        assert status(tool, ["measure", "prunet_p0"]) == 2
         assert "does not fit into the memory of cpu; take a smaller --input-size" in capsys.readouterr().err
     else:
         with pytest.raises(RuntimeError, match="shape mismatch"):
             tool.main(["measure", "prunet_p0"])
 
 
-def test_memory_is_not_asked_for_where_the_system_does_not_tell(tool, monkeypatch):
-    monkeypatch.setattr(tool, "free_memory", lambda: None)
-    tool.check_memory(load_spec("prunet_p0"), (10**6, 10**6), 1, "fp32")
-    monkeypatch.setattr(tool, "free_memory", lambda: 2 * 1024**3)
-    tool.check_memory(load_spec("prunet_p0"), (224, 224), 1, "fp32")
+def test_memory_is_not_asked_for_where_the_system_does_not_tell(monkeypatch):
+    monkeypatch.setattr(measure, "free_memory", lambda: None)
+    measure.check_memory(load_spec("prunet_p0"), (10**6, 10**6), 1, "fp32")
+    monkeypatch.setattr(measure, "free_memory", lambda: 2 * 1024**3)
+    measure.check_memory(load_spec("prunet_p0"), (224, 224), 1, "fp32")
     with pytest.raises(LatencyError, match=r"32×1024×1024 px needs at least .* GiB for one layer of 'prunet_p0', 2\.0"):
-        tool.check_memory(load_spec("prunet_p0"), (1024, 1024), 32, "fp32")
+        measure.check_memory(load_spec("prunet_p0"), (1024, 1024), 32, "fp32")
 
 
 def test_interrupted_table_says_how_to_go_on(tool, fake, space, tmp_path, capsys):
     (tmp_path / "space.json").write_text(space.to_json())
     fake.fail_after = 8
-    assert tool.main(["table", str(tmp_path / "space.json"), "--out", str(tmp_path / "t.jsonl")]) == 130
+    assert status(tool, ["table", str(tmp_path / "space.json"), "--out", str(tmp_path / "t.jsonl")]) == 130
     assert "the same command goes on" in capsys.readouterr().err
     fake.fail_after = None
     assert tool.main(["table", str(tmp_path / "space.json"), "--out", str(tmp_path / "t.jsonl")]) == 0

@@ -24,12 +24,14 @@ class Setting:
     """How a network is run: everything but the network that its latency depends on.
 
     ``accelerator``: where it runs, "cpu" or "cuda". ``dtype``: "fp32", "fp16" or "bf16". ``threads``: CPU threads.
+    ``memory_format``: "contiguous" (NCHW) or "channels_last" (NHWC) of input and weights.
     """
 
     threads: int = 1
     dtype: str = "fp32"
     batch: int = 1
     accelerator: str = "cpu"
+    memory_format: str = "contiguous"
 
 
 class Session:
@@ -39,16 +41,21 @@ class Session:
         run: one run, complete when it returns.
         in_thread: whether the calling thread alone does the work. Then a run that the operating system interrupted is
             known by its wall time exceeding its CPU time, and counts with the latter: the time it had the processor.
+        solo: whether each call of `sample` has a cost of its own outside of the latencies (a process that is started),
+            so that all runs are to be made in one call.
         spins: whether the session keeps threads of its own busy for a while after a run, so that sessions disturb
             each other when they are run in turn.
 
     ``interrupted`` counts the runs that were.
     """
 
-    def __init__(self, run: Callable[[], object], in_thread: bool = False, spins: bool = False) -> None:
+    def __init__(
+        self, run: Callable[[], object], in_thread: bool = False, spins: bool = False, solo: bool = False
+    ) -> None:
         self.run = run
         self.in_thread = in_thread and _HAS_FINE_CPU_CLOCK
         self.spins = spins
+        self.solo = solo
         self.interrupted = 0
 
     def sample(self, n: int) -> list[float]:
@@ -75,6 +82,7 @@ class Backend(ABC):
     name: ClassVar[str]
     install: ClassVar[str]  # the command that installs it
     dtypes: ClassVar[dict[str, tuple[str, ...]]]  # accelerator → dtypes it can run
+    memory_formats: ClassVar[tuple[str, ...]] = ("contiguous",)
 
     @property
     @abstractmethod
@@ -109,6 +117,11 @@ class Backend(ABC):
             raise LatencyError(
                 f"backend {self.name!r} on {setting.accelerator} does not run {setting.dtype!r}; "
                 f"it runs {', '.join(self.dtypes[setting.accelerator])}"
+            )
+        if setting.memory_format not in self.memory_formats:
+            raise LatencyError(
+                f"backend {self.name!r} does not run {setting.memory_format!r}; "
+                f"it chooses the layout itself from {' or '.join(map(repr, self.memory_formats))} input"
             )
         for field in ("threads", "batch"):
             if getattr(setting, field) < 1:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from prunet_zoo.errors import LatencyError, PrunetError, SpecError, UnknownNameError
 from prunet_zoo.latency import Backend, Record, Session, get_backend, list_backends, measure
-from prunet_zoo.latency.measure import summarise, time_in_turn, time_together
 from prunet_zoo.latency.probes import randomise
+from prunet_zoo.latency.timing import summarise, time_in_turn, time_together
 from prunet_zoo.models import create_model, save_weights
 from prunet_zoo.space import load_space
 
