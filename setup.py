@@ -43,6 +43,7 @@ EXTRAS = {
         "setuptools<82",  # mmengine 0.10.7 imports pkg_resources, which setuptools 82 dropped
     ],
     "export": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
+    "openvino": ["onnx>=1.16", "onnxscript>=0.1", "openvino>=2025.0"],
     "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.90", "ruff>=0.6", "mypy>=1.10", "pre-commit>=3.5"],
 }
 EXTRAS["all"] = [requirement for extra in EXTRAS.values() for requirement in extra]
@@ -111,7 +112,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["prunet_zoo", "prunet_zoo.*"]),
-    package_data={"prunet_zoo": ["archs/*.json", "spaces/*.json", "zoo/*.json", "py.typed"]},
+    package_data={
+        "prunet_zoo": [
+            "archs/*.json",
+            "spaces/*.json",
+            "zoo/*.json",
+            "latency/*.json",
+            "latency/devices/*.json",
+            "py.typed",
+        ]
+    },
     include_package_data=False,
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -1,107 +1,42 @@
-"""Building a latency table: what to measure, in what order, and going on after an interruption.
+"""Building a latency table: what `plan` says is measured, and what is interrupted goes on.
 
-Blocks are measured in sets. A set takes one width of every other candidate in every place of the space: all narrow in
-the first sets, all wide in the last. Run in turn, the probes of a set fill the caches about as a network of that width
-does, rather less than more, because the correction can add for caches and not take off. Then whole networks of all
-sizes are measured together, and the correction is fitted on them.
+Blocks first, coarsely and then finer where it is needed (`plan`), spread over time (`interleave`). Then whole networks
+of all sizes are measured together, and the correction is fitted on them.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from prunet_zoo.latency.backends import Backend, Setting, get_backend
+from prunet_zoo.latency.backends import Backend, Session, Setting, get_backend
 from prunet_zoo.latency.correction import fit_correction
+from prunet_zoo.latency.device import fingerprint
+from prunet_zoo.latency.interleave import time_sets
+from prunet_zoo.latency.plan import Effort, Item, arrange, finer_widths, first_widths, list_templates, plan_networks
 from prunet_zoo.latency.probes import Probe, block_probe, random_network, randomise, stem_probe, tail_probe
 from prunet_zoo.latency.record import now
-from prunet_zoo.latency.table import LatencyTable, Shape, template_key
+from prunet_zoo.latency.references import References, recall, reference_key
+from prunet_zoo.latency.table import LatencyTable, Shape
 from prunet_zoo.latency.tablefile import Header, append, check_same, check_space, read_table, start_table
-from prunet_zoo.latency.timing import time_in_turn, time_together
+from prunet_zoo.latency.timing import run_rounds
 from prunet_zoo.space import Encoding, SearchSpace, load_space
-from prunet_zoo.spec import BlockSpec
 
 Progress = Callable[[int, int, str], None]  # (measured, of how many, what)
 
-
-@dataclass(frozen=True)
-class Effort:
-    """How much to measure. ``block_seconds`` and ``network_seconds``: time on each probe and each whole network."""
-
-    max_widths: int = 10  # on a grid with more than `all_widths`
-    all_widths: int = 32  # a grid this small is measured whole: a search finds the widths that interpolation flatters
-    networks: int = 16
-    block_seconds: float = 0.06
-    network_seconds: float = 0.4
-
-
-QUICK = Effort(max_widths=5, all_widths=6, networks=8, block_seconds=0.03, network_seconds=0.15)
 MAX_PARAMS_TOGETHER = 60_000_000  # whole networks in memory at a time; a backend may keep several copies
+MAX_BLOCK_PARAMS = 150_000_000  # the same for blocks
+MAX_BLOCKS = 100  # an interruption loses no more
 
 
-class Item(NamedTuple):
-    """One block to be measured."""
+class BlockSet(NamedTuple):
+    """Blocks whose probes are run in turn; ``fixed``: stem and tail with them."""
 
-    block: BlockSpec
-    in_channels: int
-    in_size: tuple[int, int]
-
-
-def plan_blocks(space: SearchSpace, effort: Effort) -> list[list[Item]]:
-    """The sets to be measured, from narrow to wide; each distinct block in its place occurs once."""
-    groups: dict[tuple[int, str], list[Item]] = {}
-    for layer in space.layers:
-        for c in range(len(layer.candidates)):
-            widths = coarse(layer.candidate_widths(c), effort)
-            items = [Item(layer.block(c, w), layer.in_channels, layer.in_size) for w in widths]
-            groups.setdefault((c % 2, template_key(*items[0])), []).extend(items)
-    count = max(len(items) for items in groups.values())
-    sets: list[list[Item]] = [[] for _ in range(2 * count)]
-    for (half, _), group in groups.items():
-        items = sorted(set(group), key=lambda item: item.block.hidden or 0)  # layers may share a template
-        for i, item in enumerate(items):
-            place = count // 2 if len(items) == 1 else round(i * (count - 1) / (len(items) - 1))
-            sets[2 * place + half].append(item)
-    return sets
-
-
-def coarse(widths: Sequence[int], effort: Effort) -> tuple[int, ...]:
-    """The widths to be measured: all of a small grid, otherwise evenly spread ones, both ends included."""
-    if len(widths) <= effort.all_widths:
-        return tuple(widths)
-    steps = effort.max_widths - 1
-    return tuple(sorted({widths[round(i * (len(widths) - 1) / steps)] for i in range(steps + 1)}))
-
-
-def plan_networks(space: SearchSpace, count: int, seed: int = 0) -> list[Encoding]:
-    """The smallest and the largest network of the space, and random ones of all sizes between (uniform sampling would
-    give middling ones only)."""
-    rng = random.Random(seed)
-    found: dict[Encoding, None] = {_smallest(space): None, space.largest(): None}
-    for i in range(count * 20):
-        size = (i % count + 0.5) / count  # 0: small, 1: large
-        choices: list[tuple[int, int] | None] = []
-        for layer in space.layers:
-            if layer.skip and rng.random() < 0.1 + 0.7 * (1 - size):
-                choices.append(None)
-                continue
-            candidate = rng.randrange(len(layer.candidates))
-            widths = layer.candidate_widths(candidate)
-            share = min(1.0, max(0.0, rng.gauss(size, 0.25)))
-            choices.append((candidate, widths[round(share * (len(widths) - 1))]))
-        found[tuple(choices)] = None
-        if len(found) >= count:
-            break
-    return list(found)
-
-
-def _smallest(space: SearchSpace) -> Encoding:
-    return tuple(None if layer.skip else (0, layer.candidate_widths(0)[0]) for layer in space.layers)
+    items: list[Item]
+    fixed: bool
 
 
 def build_table(
@@ -114,6 +49,7 @@ def build_table(
     accelerator: str = "cpu",
     effort: Effort | None = None,
     progress: Progress | None = None,
+    memory_format: str = "contiguous",
 ) -> LatencyTable:
     """Measure what ``path`` lacks of a table over ``space``; the file grows as it is measured and can be gone on with.
 
@@ -122,9 +58,8 @@ def build_table(
             backend, version, setting or space, or no table.
         WriteError: the file cannot be written.
     """
-    builder = _Builder(
-        load_space(space), Path(path), get_backend(backend), Setting(threads, dtype, batch, accelerator), progress
-    )
+    setting = Setting(threads, dtype, batch, accelerator, memory_format)
+    builder = _Builder(load_space(space), Path(path), get_backend(backend), setting, progress)
     return builder.build(effort or Effort())
 
 
@@ -145,58 +80,83 @@ class _Builder:
         asked = header.model_dump(exclude={"kind", "format", "date", "space", "space_name", "space_hash"})
         check_same(path, found, asked)
         self.table = LatencyTable(found, entries, path)
+        self.references: References | None = None
+        if setting.accelerator == "cpu":
+            self.references = References(recall(reference_key(fingerprint(backend, setting)["hash"])))
 
     def build(self, effort: Effort) -> LatencyTable:
-        sets = [[i for i in items if not self.table.has(*i)] for items in plan_blocks(self.space, effort)]
+        templates = list_templates(self.space)
         encodings = [e for e in plan_networks(self.space, effort.networks) if e not in self.table.networks]
-        fixed = not {"stem", "tail"} <= set(self.table.parts)
-        total, done = sum(map(len, sets)) + len(encodings), 0
+        wanted = {t: first_widths(t.grid, effort) for t in templates}
+        changed = bool(encodings)
         with self.backend.environment(self.setting), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            for number, items in enumerate(sets):
-                with_fixed = fixed and number == len(sets) // 2
-                if items or with_fixed:
-                    self.report(done, total, "blocks")
-                    self._keep(self._measure_set(items, with_fixed, effort.block_seconds))
-                    done += len(items)
-            for group in self._chunks(encodings):
-                self.report(done, total, "whole networks")
+            while True:
+                missing = {t: [w for w in wanted[t] if not self.table.has(*t.items([w])[0])] for t in templates}
+                sets = arrange(missing, smallest=-(-len(self.space.layers) // 3))
+                if not sets and {"stem", "tail"} <= set(self.table.parts):
+                    break
+                changed = True
+                self._measure_blocks(sets, len(encodings), effort.block_seconds)
+                wanted = {
+                    t: finer_widths(t.grid, self.table.points[t.key], effort, self.table.quantum) for t in templates
+                }
+            done = sum(len(points) for points in self.table.points.values())
+            for number, group in enumerate(groups := self._groups(encodings)):
+                before = done + sum(map(len, groups[:number]))
+                self.report(before, done + len(encodings), "whole networks")
                 self._keep(self._measure_networks(group, effort.network_seconds))
-                done += len(group)
-        if total or fixed or self.table.correction is None:
+        if changed or self.table.correction is None:
             parts = [self.table.parts_of(encoding, ms) for encoding, ms in self.table.networks.items()]
             self._keep([{"kind": "correction", **fit_correction(parts).to_dict()}])
-        self.report(total, total, "done")
+        self.report(1, 1, "done")
         return self.table
 
     def _keep(self, rows: list[dict[str, Any]]) -> None:
         self.end = append(self.path, rows, self.end)
         self.table.add(rows)
 
-    def _measure_set(self, items: list[Item], with_fixed: bool, seconds: float) -> list[dict[str, Any]]:
-        shapes: list[Shape] = list(dict.fromkeys((i.in_channels, i.in_size) for i in items))
-        probes = [block_probe(None, *shape) for shape in shapes]
-        probes += [block_probe(*item) for item in items]
-        if with_fixed:
-            probes += [stem_probe(self.space), *tail_probe(self.space)]
-        sessions = [self._prepare(probe) for probe in probes]
-        timings = [t.median_ms for t in time_in_turn(sessions, seconds)]
-        frame = dict(zip(shapes, timings, strict=False))
+    def _measure_blocks(self, sets: list[list[Item]], after: int, seconds: float) -> None:
+        """Measure and keep sets of blocks; ``after``: networks that are to be measured later (for the progress)."""
+        lacks_fixed = not {"stem", "tail"} <= set(self.table.parts)
+        middle = len(sets) // 2
+        rows = [BlockSet(items, lacks_fixed and number == middle) for number, items in enumerate(sets)]
+        if lacks_fixed and not rows:
+            rows = [BlockSet([], True)]
+        have = sum(len(points) for points in self.table.points.values())
+        total = have + sum(len(row.items) for row in rows) + after
+        for chunk in _chunks(rows):
+            size = sum(len(row.items) for row in chunk)
+
+            def report(share: float, have: int = have, size: int = size) -> None:
+                self.report(have + int(share * size), total, "blocks")
+
+            self._keep(self._measure_sets(chunk, seconds, report))
+            have += size
+
+    def _measure_sets(
+        self, sets: Sequence[BlockSet], seconds: float, report: Callable[[float], None]
+    ) -> list[dict[str, Any]]:
+        """Lines of the table for some sets. ``report`` gets the share that is done; preparing counts as half."""
+        sessions: list[list[Session]] = []
+        for number, (items, fixed) in enumerate(sets):
+            report(0.5 * number / len(sets))
+            probes = [block_probe(None, *shape) for shape in _shapes(items)] + [block_probe(*item) for item in items]
+            if fixed:
+                probes += [stem_probe(self.space), *tail_probe(self.space)]
+            sessions.append([self._prepare(probe) for probe in probes])
+        timings = time_sets(
+            sessions, seconds, self.references, lambda visits, of: report(0.5 + 0.5 * visits / (of + 1))
+        )
         rows: list[dict[str, Any]] = []
-        for item, ms in zip(items, timings[len(shapes) :], strict=False):
-            base = frame[item.in_channels, item.in_size]
-            place = {"in_channels": item.in_channels, "in_size": list(item.in_size)}
-            rows.append({"kind": "block", "block": item.block.to_dict(), **place, "ms": ms - base, "frame_ms": base})
-        if with_fixed:
-            stem, tail, base = timings[-3:]
-            rows.append({"kind": "fixed", "part": "stem", "ms": stem})
-            rows.append({"kind": "fixed", "part": "tail", "ms": max(0.0, tail - base), "frame_ms": base})
+        for (items, fixed), found in zip(sets, timings, strict=True):
+            rows += _lines(items, fixed, [timing.median_ms for timing in found])
         return rows
 
-    def _prepare(self, probe: Probe) -> Any:
+    def _prepare(self, probe: Probe) -> Session:
         return self.backend.prepare(randomise(probe), (self.setting.batch, *probe.in_shape), self.setting)
 
-    def _chunks(self, encodings: list[Encoding]) -> list[list[Encoding]]:
+    def _groups(self, encodings: list[Encoding]) -> list[list[Encoding]]:
         """Groups of networks that fit into memory together."""
         groups: list[list[Encoding]] = []
         params = 0
@@ -213,18 +173,46 @@ class _Builder:
         side = self.space.input_size
         shape = (self.setting.batch, self.space.in_channels, side, side)
         sessions = [self.backend.prepare(random_network(self.space, e), shape, self.setting) for e in encodings]
-        timings = time_together(sessions, seconds)
-        return [
-            {
-                "kind": "network",
-                "encoding": encoding,
-                "ms": t.median_ms,
-                "p10_ms": t.p10_ms,
-                "p90_ms": t.p90_ms,
-                "n": t.n,
-            }
-            for encoding, t in zip(encodings, timings, strict=True)
-        ]
+        rows = []
+        for encoding, series in zip(encodings, run_rounds(sessions, seconds, references=self.references), strict=True):
+            timing = series.timing(self.references).model_dump(include={"p10_ms", "p90_ms", "n"})
+            ms = series.timing(self.references).median_ms
+            rows.append({"kind": "network", "encoding": encoding, "ms": ms, **timing})
+        return rows
+
+
+def _chunks(sets: Sequence[BlockSet]) -> list[list[BlockSet]]:
+    """Sets that fit into memory together and are visited in turn."""
+    chunks: list[list[BlockSet]] = []
+    params = blocks = 0
+    for row in sets:
+        mine = sum(item.block.params(item.in_channels) for item in row.items)
+        if not chunks or params + mine > MAX_BLOCK_PARAMS or blocks + len(row.items) > MAX_BLOCKS:
+            chunks.append([])
+            params = blocks = 0
+        chunks[-1].append(row)
+        params, blocks = params + mine, blocks + len(row.items)
+    return chunks
+
+
+def _shapes(items: Sequence[Item]) -> list[Shape]:
+    return list(dict.fromkeys((item.in_channels, item.in_size) for item in items))
+
+
+def _lines(items: Sequence[Item], fixed: bool, timings: Sequence[float]) -> list[dict[str, Any]]:
+    """Lines of the table for one set; ``timings`` (ms): a bare frame for each shape, the blocks, then stem and tail."""
+    shapes = _shapes(items)
+    frame = dict(zip(shapes, timings, strict=False))
+    rows: list[dict[str, Any]] = []
+    for item, ms in zip(items, timings[len(shapes) :], strict=False):
+        base = frame[item.in_channels, item.in_size]
+        place = {"in_channels": item.in_channels, "in_size": list(item.in_size)}
+        rows.append({"kind": "block", "block": item.block.to_dict(), **place, "ms": ms - base, "frame_ms": base})
+    if fixed:
+        stem, tail, base = timings[-3:]
+        rows.append({"kind": "fixed", "part": "stem", "ms": stem})
+        rows.append({"kind": "fixed", "part": "tail", "ms": max(0.0, tail - base), "frame_ms": base})
+    return rows
 
 
 def _make_header(space: SearchSpace, backend: Backend, setting: Setting) -> Header:
@@ -236,6 +224,7 @@ def _make_header(space: SearchSpace, backend: Backend, setting: Setting) -> Head
         dtype=setting.dtype,
         batch=setting.batch,
         threads=setting.threads,
+        memory_format=setting.memory_format,
         space_name=space.name,
         space_hash=space.hash,
         input_size=(space.input_size, space.input_size),

@@ -9,7 +9,7 @@ exactly ``table.fixed(spec) + Σ table.block(...)``.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from prunet_zoo.latency.tablefile import Header, check_same, check_space, read_t
 from prunet_zoo.space import SearchSpace
 from prunet_zoo.spec import BlockSpec, NetSpec, parse, stable_hash
 
+QUANTA = (1, 4, 8, 16, 32, 64)
 Shape = tuple[int, tuple[int, int]]  # input channels, (H, W) of the map before the block
 
 
@@ -37,12 +38,17 @@ def template_key(block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -
 
 
 class Curve:
-    """Latency over hidden width: measured points, made non-decreasing, with straight lines between."""
+    """Latency over hidden width: measured points, made non-decreasing, with straight lines between.
 
-    def __init__(self, points: dict[int, float]) -> None:
+    Args:
+        points: latency in ms by width.
+        quantum: channels that the device computes at a time: between the points, a width counts as its next multiple.
+    """
+
+    def __init__(self, points: Mapping[int, float], quantum: int = 1) -> None:
         from scipy.optimize import isotonic_regression  # takes a while to import
 
-        self.widths = sorted(points)
+        self.widths, self.quantum = sorted(points), quantum
         measured = np.array([max(0.0, points[w]) for w in self.widths])
         self.ms: list[float] = [float(v) for v in isotonic_regression(measured).x]
 
@@ -53,9 +59,46 @@ class Curve:
         i = bisect_left(self.widths, width)
         if self.widths[i] == width:
             return self.ms[i]
-        low, high = self.widths[i - 1], self.widths[i]
-        share = (width - low) / (high - low)
+        share = _share(self.widths[i - 1], width, self.widths[i], self.quantum)
         return self.ms[i - 1] * (1 - share) + self.ms[i] * share
+
+
+def _share(low: int, width: int, high: int, quantum: int) -> float:
+    """Where ``width`` lies between two others, 0 to 1, each rounded up to a multiple of ``quantum``."""
+    a, b, c = (-(-w // quantum) for w in (low, width, high))
+    return (b - a) / (c - a) if c > a else 1.0
+
+
+def leave_out_errors(points: Mapping[int, float], quantum: int = 1) -> dict[int, float]:
+    """How far each measured width but the outer two is off the straight line between its neighbours.
+
+    Args:
+        points: latency in ms by width.
+        quantum: see `Curve`.
+
+    Returns:
+        For the index of each inner width, in rising order: |line - measured| as a share of what was measured, or of a
+        tenth of the curve's greatest latency where that is more: what costs next to nothing may be off by more.
+    """
+    widths = sorted(points)
+    floor = 0.1 * max(points.values(), default=0.0)
+    errors = {}
+    for i in range(1, len(widths) - 1):
+        (a, b, c), (left, mine, right) = widths[i - 1 : i + 2], (points[w] for w in widths[i - 1 : i + 2])
+        line = left + (right - left) * _share(a, b, c, quantum)
+        errors[i] = abs(line - mine) / max(mine, floor, 1e-9)
+    return errors
+
+
+def find_quantum(curves: Iterable[Mapping[int, float]]) -> int:
+    """Channels that a device computes at a time (vector registers, tiles of a matrix unit): of `QUANTA` the one with
+    which measured widths are predicted best from their neighbours; 1 where that hardly matters."""
+    rows = [points for points in curves if len(points) > 2]
+    if not rows:
+        return 1
+    off = {q: sum(e for points in rows for e in leave_out_errors(points, q).values()) for q in QUANTA}
+    best = min(QUANTA, key=lambda q: off[q])
+    return best if off[best] < 0.9 * off[1] else 1
 
 
 class LatencyTable:
@@ -107,6 +150,7 @@ class LatencyTable:
                     f"latency table {self.path}: damaged entry {entry} ({error}); delete that line"
                 ) from None
         self._curves: dict[str, Curve] = {}
+        self._quantum: int | None = None
         self._cache: dict[tuple[BlockSpec, int, tuple[int, int]], float] = {}
 
     def _add(self, entry: dict[str, Any]) -> None:
@@ -143,7 +187,7 @@ class LatencyTable:
                     f"latency table {self.path} (space {self.header.space_name!r}) has no block {block.to_dict()} for "
                     f"{in_channels} channels of {in_size[0]}×{in_size[1]} px; is the network from another space?"
                 )
-            self._curves[key] = Curve(self.points[key])
+            self._curves[key] = Curve(self.points[key], self.quantum)
         curve = self._curves[key]
         value = curve(block.hidden or 0)
         if value is None:
@@ -229,7 +273,21 @@ class LatencyTable:
         data = self.header.model_dump(mode="json", exclude={"kind", "space", "format"})
         correction = (self.correction or Correction()).to_dict()
         blocks = sum(len(points) for points in self.points.values())
+        data["interpolation"] = self.interpolation()
         return {**data, "unit": self.unit, "blocks": blocks, "correction": correction, "path": str(self.path)}
+
+    @property
+    def quantum(self) -> int:
+        """Channels that the device computes at a time, as far as the measured widths tell."""
+        if self._quantum is None:
+            self._quantum = find_quantum(self.points.values())
+        return self._quantum
+
+    def interpolation(self) -> dict[str, float]:
+        """Error of interpolation between measured widths: each inner width left out and predicted by its neighbours,
+        across twice the gap (so this is an upper estimate); median and worst over the table."""
+        errors = [e for points in self.points.values() for e in leave_out_errors(points, self.quantum).values()]
+        return {"typical": float(np.median(errors)), "worst": max(errors)} if errors else {"typical": 0.0, "worst": 0.0}
 
     @property
     def hash(self) -> str:

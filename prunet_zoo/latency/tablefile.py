@@ -12,14 +12,13 @@ An interrupted append leaves a last line that is cut short: it is dropped, and c
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from prunet_zoo.errors import LatencyError, SpecError
-from prunet_zoo.files import WriteError, write_atomic
+from prunet_zoo.files import write_atomic
+from prunet_zoo.latency.jsonlines import append_lines, dump_line, parse_line, split_lines
 from prunet_zoo.space import SearchSpace
 from prunet_zoo.spec import Frozen, parse
 
@@ -38,6 +37,7 @@ class Header(Frozen):
     dtype: str
     batch: int
     threads: int
+    memory_format: str = "contiguous"
     space_name: str
     space_hash: str
     input_size: tuple[int, int]
@@ -66,8 +66,7 @@ def read_table(path: str | Path) -> tuple[Header, list[dict[str, Any]], int]:
             f"latency table {path} cannot be read ({error.strerror or error}); "
             f"build it: python tools/latency.py table SPACE --out {path}"
         ) from None
-    *lines, rest = raw.split(b"\n")  # what follows the last line end was cut short
-    end = len(raw) - len(rest)
+    lines, end = split_lines(raw)
     rows = [_parse_line(path, number, line) for number, line in enumerate(lines, 1)]
     if not rows or rows[0].get("kind") != "header":
         raise _no_table(path)
@@ -81,10 +80,7 @@ def read_table(path: str | Path) -> tuple[Header, list[dict[str, Any]], int]:
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
+    row = parse_line(line)
     if not isinstance(row, dict) or "kind" not in row:
         if number == 1:
             raise _no_table(path)
@@ -98,7 +94,7 @@ def _no_table(path: Path) -> LatencyError:
 
 def start_table(path: str | Path, header: Header) -> None:
     """Write a new table with nothing but its header."""
-    write_atomic(path, json.dumps(header.model_dump(mode="json"), ensure_ascii=False) + "\n")
+    write_atomic(path, dump_line(header.model_dump(mode="json")))
 
 
 def append(path: str | Path, rows: Iterable[dict[str, Any]], end: int) -> int:
@@ -107,24 +103,8 @@ def append(path: str | Path, rows: Iterable[dict[str, Any]], end: int) -> int:
     Raises:
         WriteError: the disk is full; the file holds what it held before.
     """
-    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    try:
-        with open(path, "r+b") as file:
-            try:
-                file.truncate(end)
-                file.seek(end)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                os.truncate(path, end)
-                raise
-    except OSError as error:
-        raise WriteError(
-            f"cannot append to latency table {path}: {error.strerror or error}. What was measured before is kept; "
-            "free some space and run the same command again to go on."
-        ) from error
-    return end + len(data)
+    advice = "What was measured before is kept; free some space and run the same command again to go on."
+    return append_lines(path, rows, end, "latency table", advice)
 
 
 def check_same(path: str | Path, header: Header, asked: dict[str, Any]) -> None:

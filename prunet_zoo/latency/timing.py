@@ -4,7 +4,7 @@ The statistic, for a machine that others use too: runs are timed one by one, in 
 else disturbed has a high median. The latency is the median over the runs of the *quieter third of the rounds*; the
 10th and 90th percentiles are over all runs, so that a record shows how disturbed its machine was. On a quiet machine
 the value lies slightly under the plain median. It is not the minimum: it is what a run takes when nothing else
-happens.
+happens. Its interval comes from drawing the rounds again (`interval`).
 
 On one CPU thread a run that the system interrupted counts with its CPU time (`Session`), which is what makes networks
 of tens of milliseconds measurable on a machine with more work than cores. What another process does to shared caches
@@ -20,24 +20,91 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.latency.backends import Session
 from prunet_zoo.latency.record import Timing
+from prunet_zoo.latency.references import TOLERANCE, Look, References
 
 ROUND_MS = 8.0  # long enough that a switch between networks does not matter, short enough to fall between disturbances
 STABLE = 0.02  # warm-up ends when a round is within this of the best before it
+EXTEND = 3  # a series that is to reach a precision takes at most so many times the time asked for
+SOLO_RUNS = 300  # of a session whose runs are made in one call
+DRAWS = 400  # resamples behind an interval
+MIN_CLEAN = 5  # rounds at full speed that the statistic is taken from, where there are so many
 
 
-def summarise(rounds: Sequence[Sequence[float]], warmup_runs: int = 0, interrupted: int = 0) -> Timing:
-    """Reduce runs (ms), grouped by round, to the statistic of this module."""
+@dataclass
+class Series:
+    """The runs of one session in ms, by rounds.
+
+    ``looks``: how fast the processor was before and after each round; empty where nobody looked.
+    ``wall_s``, ``cpu_s``: of all rounds, wall time and CPU time of the calling thread.
+    """
+
+    warmup_runs: int = 0
+    rounds: list[list[float]] = field(default_factory=list)
+    looks: list[tuple[Look, Look]] = field(default_factory=list)
+    interrupted: int = 0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+    def clean(self, references: References | None) -> list[bool]:
+        """Of each round, whether the processor was at full speed before and after it; without looks, all are."""
+        if references is None or not self.looks:
+            return [True] * len(self.rounds)
+        return [references.slowness(pair) <= TOLERANCE for pair in self.looks]
+
+    def timing(self, references: References | None = None) -> Timing:
+        """Reduce to the statistic of this module, over the rounds at full speed if there are at least five."""
+        clean = self.clean(references)
+        used = [group for group, good in zip(self.rounds, clean, strict=True) if good]
+        enough = len(used) >= MIN_CLEAN
+        return summarise(self.rounds, self.warmup_runs, self.interrupted, used if enough else None)
+
+
+def join_series(some: Sequence[Series]) -> Series:
+    """Several series of one session as one."""
+    return Series(
+        warmup_runs=sum(series.warmup_runs for series in some),
+        rounds=[group for series in some for group in series.rounds],
+        looks=[look for series in some for look in series.looks],
+        interrupted=sum(series.interrupted for series in some),
+        wall_s=sum(series.wall_s for series in some),
+        cpu_s=sum(series.cpu_s for series in some),
+    )
+
+
+def summarise(
+    rounds: Sequence[Sequence[float]],
+    warmup_runs: int = 0,
+    interrupted: int = 0,
+    used: Sequence[Sequence[float]] | None = None,
+) -> Timing:
+    """Reduce runs (ms), grouped by round, to the statistic of this module.
+
+    Args:
+        rounds: all rounds; the percentiles and counts are theirs.
+        warmup_runs: runs made before.
+        interrupted: runs that the system interrupted.
+        used: the rounds that the median and its interval are taken from; None: all.
+    """
     if not rounds or not all(rounds):
         raise LatencyError("a latency needs at least one round with at least one run")
-    quiet = sorted(rounds, key=statistics.median)[: -(-len(rounds) // 3)]
+    used = rounds if used is None else used
+    medians = [statistics.median(group) for group in used]
+    quiet = sorted(zip(medians, used, strict=True), key=lambda pair: pair[0])[: _third(len(used))]
+    value = statistics.median(t for _, group in quiet for t in group)
+    low, high = interval(medians)
     everything = sorted(t for group in rounds for t in group)
     last = len(everything) - 1
     return Timing(
-        median_ms=statistics.median(t for group in quiet for t in group),
+        median_ms=value,
+        ci_low_ms=value * min(1.0, low),
+        ci_high_ms=value * max(1.0, high),
         p10_ms=everything[round(0.1 * last)],
         p90_ms=everything[round(0.9 * last)],
         n=len(everything),
@@ -47,8 +114,34 @@ def summarise(rounds: Sequence[Sequence[float]], warmup_runs: int = 0, interrupt
     )
 
 
-def warm_up(session: Session, max_seconds: float = 0.25) -> tuple[float, int]:
+def _third(rounds: int) -> int:
+    return -(-rounds // 3)
+
+
+def interval(medians: Sequence[float]) -> tuple[float, float]:
+    """95% interval of the statistic, relative to it: percentile bootstrap over rounds (Efron 1979), seeded.
+
+    Rounds are what is drawn, each with its median: runs of a round share what disturbs them.
+    """
+    rounds = np.sort(np.asarray(medians, dtype=np.float64))
+    quiet = _third(len(rounds))
+    drawn = np.random.default_rng(0).integers(len(rounds), size=(DRAWS, len(rounds)))
+    drawn.partition(quiet - 1, axis=1)  # rounds are sorted: the lowest indices are the quieter rounds
+    values = np.median(rounds[drawn[:, :quiet]], axis=1)
+    centre = float(np.median(rounds[:quiet]))
+    if centre == 0.0:
+        return 1.0, 1.0
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low) / centre, float(high) / centre
+
+
+def warm_up(session: Session, max_seconds: float = 0.25, min_seconds: float = 0.0) -> tuple[float, int]:
     """Run until a round is no more than 2% slower than the best before it, and a few runs more, within a time limit.
+
+    Args:
+        session: what to run.
+        max_seconds: the limit.
+        min_seconds: time to run at least: the clock of a GPU takes a while to rise.
 
     Returns:
         (latency of one run in ms, number of runs made).
@@ -61,7 +154,8 @@ def warm_up(session: Session, max_seconds: float = 0.25) -> tuple[float, int]:
         now = statistics.median(group)
         settled = runs >= 5 and abs(now - best) <= STABLE * best
         best = min(best, now)
-        if settled or time.perf_counter() - start > max_seconds:
+        elapsed = time.perf_counter() - start
+        if (settled or elapsed > max_seconds) and elapsed >= min_seconds:
             return best, runs
 
 
@@ -71,18 +165,85 @@ def _runs_per_round(ms: float) -> int:
 
 def time_together(sessions: Sequence[Session], seconds: float = 0.4, min_rounds: int = 9) -> list[Timing]:
     """Time several sessions in turn, a round each, for about ``seconds`` each; all see the same disturbances."""
-    warm = [warm_up(session, max_seconds=seconds / 2) for session in sessions]
-    round_ms = sum(ms * _runs_per_round(ms) for ms, _ in warm) / len(warm)
+    return [series.timing() for series in run_rounds(sessions, seconds, min_rounds)]
+
+
+def run_rounds(
+    sessions: Sequence[Session],
+    seconds: float = 0.4,
+    min_rounds: int = 9,
+    precision: float | None = None,
+    references: References | None = None,
+    warm_seconds: float = 0.0,
+) -> list[Series]:
+    """Run several sessions in turn, a round each.
+
+    Args:
+        sessions: what to run. One whose runs are made in one call (`Session.solo`) has its turn alone, before the
+            others.
+        seconds: time for each.
+        min_rounds: rounds of each at least.
+        precision: half the width that the relative interval of a session may have; while it is wider, or less than half
+            of the planned rounds were at full speed, the session gets more rounds, up to three times as many and three
+            times ``seconds``. None: ``seconds`` alone count.
+        references: how to look at the speed of the processor, before and after each round.
+        warm_seconds: time to warm up at least.
+    """
+    found = {i: _run_solo(session) for i, session in enumerate(sessions) if session.solo}
+    others = [i for i in range(len(sessions)) if i not in found]
+    if others:
+        rows = _run_in_rounds([sessions[i] for i in others], seconds, min_rounds, precision, references, warm_seconds)
+        found.update(zip(others, rows, strict=True))
+    return [found[i] for i in range(len(sessions))]
+
+
+def _run_solo(session: Session) -> Series:
+    start = time.perf_counter()
+    runs = session.sample(SOLO_RUNS)
+    size = max(1, len(runs) // 30)
+    rounds = [runs[i : i + size] for i in range(0, len(runs), size)]
+    return Series(rounds=rounds, wall_s=time.perf_counter() - start)
+
+
+def _run_in_rounds(
+    sessions: Sequence[Session],
+    seconds: float,
+    min_rounds: int,
+    precision: float | None,
+    references: References | None,
+    warm_seconds: float,
+) -> list[Series]:
+    warm = [warm_up(s, max_seconds=max(seconds / 2, warm_seconds), min_seconds=warm_seconds) for s in sessions]
+    sizes = [_runs_per_round(ms) for ms, _ in warm]
+    round_ms = sum(ms * size for (ms, _), size in zip(warm, sizes, strict=True)) / len(warm)
     rounds = max(min_rounds, round(seconds * 1e3 / max(round_ms, 1e-4)))
-    before = [session.interrupted for session in sessions]
-    times: list[list[list[float]]] = [[] for _ in sessions]
-    for _ in range(rounds):
-        for session, (ms, _runs), mine in zip(sessions, warm, times, strict=True):
-            mine.append(session.sample(_runs_per_round(ms)))
-    return [
-        summarise(mine, runs, session.interrupted - count)
-        for session, mine, (_, runs), count in zip(sessions, times, warm, before, strict=True)
-    ]
+    found = [Series(warmup_runs=runs) for _, runs in warm]
+    pending = list(range(len(sessions)))
+    limit = EXTEND * seconds * len(sessions)  # of wall time, where others have the processor
+    start = time.perf_counter()
+    for number in range(1, (rounds if precision is None else EXTEND * rounds) + 1):
+        for i in pending:
+            _run_round(sessions[i], sizes[i], found[i], references)
+        if number >= rounds and precision is not None and (number - rounds) % 5 == 0:
+            pending = [i for i in pending if not _is_precise(found[i], references, precision, rounds)]
+        if not pending or (number >= rounds and time.perf_counter() - start > limit):
+            break
+    return found
+
+
+def _is_precise(series: Series, references: References | None, precision: float, planned: int) -> bool:
+    return sum(series.clean(references)) >= planned / 2 and series.timing(references).precision <= precision
+
+
+def _run_round(session: Session, size: int, series: Series, references: References | None) -> None:
+    before = references() if references is not None else ()
+    count, wall, cpu = session.interrupted, time.perf_counter(), time.thread_time()
+    series.rounds.append(session.sample(size))
+    series.wall_s += time.perf_counter() - wall
+    series.cpu_s += time.thread_time() - cpu
+    series.interrupted += session.interrupted - count
+    if references is not None:
+        series.looks.append((before, references()))
 
 
 def time_in_turn(sessions: Sequence[Session], seconds: float = 0.06, min_passes: int = 45) -> list[Timing]:
@@ -91,7 +252,7 @@ def time_in_turn(sessions: Sequence[Session], seconds: float = 0.06, min_passes:
     Every run finds caches that the others have filled, as a block does inside a network. Sessions that disturb each
     other for a while after a run (`Session.spins`) are timed round by round instead.
     """
-    if any(session.spins for session in sessions):
+    if any(session.spins or session.solo for session in sessions):
         return time_together(sessions, seconds)
     warmup = 6
     one = [session.sample(warmup)[-1] for session in sessions]

@@ -1,4 +1,4 @@
-"""What a search run pays for: a latency table, read or measured, or MACs."""
+"""What a search run pays for: a latency table, read or measured, a predictor's word for another device, or MACs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.latency import LatencyTable, build_table
+from prunet_zoo.latency.predictor import Predictor, list_devices
 from prunet_zoo.search import Cost, MacsCost
 from prunet_zoo.space import SearchSpace
 
@@ -30,18 +31,27 @@ def make_cost(
     Args:
         space: the search space.
         work_dir: folder of the run.
-        type: 'latency' (ms) or 'macs' (millions, no device needed).
+        type: 'latency' (ms), 'predictor' (ms, predicted for a device that need not be at hand) or 'macs' (millions).
         table: file made by ``tools/latency.py table``; None measures one (resumable).
         backend, threads, batch, dtype, accelerator: what the search is for; a table of anything else is refused.
-        device: name of the device that the table must be of; None: this machine's.
+        device: for 'latency' the name of the device that the table must be of; None: this machine's. For 'predictor'
+            a name of `list_devices` or a file of ``tools/latency.py fit``.
 
     Raises:
+        UnknownNameError, SpecError: there is no such predictor, or its file is none.
         LatencyError: the table is of another space, device, backend, thread count, batch or dtype.
     """
     if type == "macs":
         return MacsCost()
+    if type == "predictor":
+        if device is None:
+            raise LatencyError(
+                f"latency.type='predictor' needs latency.device (--device): one of {', '.join(list_devices())}, or a "
+                "file of tools/latency.py fit"
+            )
+        return Predictor.load(device)
     if type != "latency":
-        raise LatencyError(f"latency.type must be 'latency' or 'macs', got {type!r}")
+        raise LatencyError(f"latency.type must be 'latency', 'predictor' or 'macs', got {type!r}")
     wanted: dict[str, Any] = {
         "backend": backend,
         "threads": threads,

@@ -28,7 +28,7 @@ _SETTING = ("backend", "threads", "batch", "dtype", "device")  # options of tool
 _KEYS = {
     "": {"title", "target_ms", "seed", "env", TABLE, SEARCH, CLASSIFIER, "detectors", MEASURE, PICTURE},
     TABLE: {"space", "num_classes", "quick", "file", "env", *_SETTING},
-    SEARCH: {"config", "verify", "cfg_options", "args", "processes", "env"},
+    SEARCH: {"config", "device", "verify", "cfg_options", "args", "processes", "env"},
     CLASSIFIER: {"config", "cfg_options", "args", "processes", "env"},
     "detectors": {"config", "weights", "cfg_options", "args", "processes", "env"},
     MEASURE: {"input_size", "seconds", "env", *_SETTING},
@@ -113,6 +113,8 @@ class PipelineConfig:
                 raise ConfigError(f"{where} needs config='configs/….py'")
         if not own.get(SEARCH):
             raise ConfigError("a pipeline needs search=dict(config='configs/search/….py'); see configs/pipeline/")
+        if own.get(TABLE) and own[SEARCH].get("device"):
+            raise ConfigError("search.device (predicted latencies) and table (measured ones) exclude each other")
         if own.get(TABLE) and not ("space" in own[TABLE]) ^ ("file" in own[TABLE]):
             raise ConfigError("table needs either space=… (measured here) or file=… (measured before)")
         for name, item in (own.get("detectors") or {}).items():
@@ -222,9 +224,10 @@ class PipelineConfig:
                 raise ConfigError(f"latency table {self._table_file()} does not exist; make it with tools/latency.py")
             words += ["--table", str(self._table_file())]
             inputs["table"] = sha256_of(self._table_file())
-        if section.get("verify"):
-            words += ["--verify", str(section["verify"])]
-            inputs["verify"] = section["verify"]
+        for name in ("device", "verify"):
+            if section.get(name) is not None:
+                words += [f"--{name}", str(section[name])]
+                inputs[name] = section[name]
         return [self._finish(words, SEARCH, section)], inputs
 
     def _plan_classifier(self) -> tuple[list[Command], dict[str, Any]]:

@@ -14,13 +14,20 @@ from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.distributed import from_first, full_precision_on_cpu, processes
 from prunet_zoo.mm.search_loop import RESULT_FILES
 from prunet_zoo.mm.training import build_runner, close_hooks, make_robust, prepare_resume
+from prunet_zoo.search.target import TRIES
 
 
-def set_target(cfg: Config, target: float | None, table: str | Path | None, verify: int | None = None) -> None:
-    """Put ``--target-ms``, ``--table`` and ``--verify`` into a search config.
+def set_target(
+    cfg: Config,
+    target: float | None,
+    table: str | Path | None,
+    verify: int | None = None,
+    device: str | None = None,
+) -> None:
+    """Put ``--target-ms``, ``--table``, ``--verify`` and ``--device`` into a search config.
 
     Raises:
-        ConfigError: the config is not one of a search.
+        ConfigError: the config is not one of a search, or both a table and a device are given.
         LatencyError: the table file does not exist.
     """
     loop = cfg.get("train_cfg") or {}
@@ -31,6 +38,10 @@ def set_target(cfg: Config, target: float | None, table: str | Path | None, veri
         )
     if target is not None:
         cfg.train_cfg.strategy.target = target
+    if table is not None and device is not None:
+        raise ConfigError("--table (measured latencies) and --device (predicted ones) exclude each other; give one")
+    if device is not None:
+        cfg.train_cfg.latency = dict(type="predictor", device=str(device))
     if table is not None:
         if not Path(table).is_file():
             raise LatencyError(
@@ -76,4 +87,4 @@ def _finished(cfg: Config) -> dict[str, Any]:
     if not all((work_dir / name).is_file() for name in RESULT_FILES):
         return {}
     report = dict(json.loads((work_dir / "report.json").read_text(encoding="utf-8")))
-    return report if report["verify"] >= cfg.train_cfg.get("verify", 0) else {}
+    return report if "status" in report and report["verify"] >= cfg.train_cfg.get("verify", TRIES) else {}

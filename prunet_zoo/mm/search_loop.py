@@ -21,6 +21,7 @@ from prunet_zoo.mm.epoch_loop import ResumableEpochLoop, skip_batches
 from prunet_zoo.mm.supernet_model import SuperNetClassifier, average_buffers, average_gradients
 from prunet_zoo.registry import LOOPS, TASK_UTILS, register
 from prunet_zoo.search import Cost, SearchStrategy, TieredPruning
+from prunet_zoo.search.target import TRIES
 from prunet_zoo.supernet import SuperNet, drop_parameters
 
 register(TASK_UTILS)(TieredPruning)
@@ -28,6 +29,7 @@ register(TASK_UTILS)(TieredPruning)
 TRIALS_FILE = "latency_trials.json"
 RESULT_FILES = ("spec.json", "weights.safetensors", "report.json", "report.html")
 COST_FIELDS = ("type", "table", "backend", "threads", "batch", "dtype", "accelerator", "device")  # of `make_cost`
+PREDICTOR_FIELDS = ("type", "device")
 _AVERAGED = ("loss", "acc", "arch_loss", "arch_acc")
 
 
@@ -43,8 +45,8 @@ class SearchLoop(ResumableEpochLoop):
         latency: what a network costs, see `latency_cost.make_cost`.
         max_epochs: epochs of the search.
         val_dataloader: images for the accuracy of the network found; None: it is not evaluated.
-        verify: how often the network may be measured and, where it misses the target, adjusted again. 0 takes the
-            table's word, and then the result depends on table, config and seed alone.
+        verify: how many networks may be measured, one after another, until one meets the target. 0 takes the table's
+            word, and then the result depends on table, config and seed alone.
         recalibration_batches: training batches for the BatchNorm statistics of the network found.
         name: name of the network found; None: from space and target.
     """
@@ -58,7 +60,7 @@ class SearchLoop(ResumableEpochLoop):
         latency: dict[str, Any],
         max_epochs: int,
         val_dataloader: dict[str, Any] | None = None,
-        verify: int = 0,
+        verify: int = TRIES,
         recalibration_batches: int = 32,
         name: str | None = None,
     ) -> None:
@@ -252,9 +254,12 @@ def _build_strategy(config: dict[str, Any]) -> SearchStrategy:
 
 def check_cost_config(config: dict[str, Any]) -> dict[str, Any]:
     """A copy of ``train_cfg.latency``; raises `ConfigError` for a field that `make_cost` does not take."""
-    odd = ", ".join(sorted(set(config) - set(COST_FIELDS)))
+    predicted = config.get("type") == "predictor"
+    fields = PREDICTOR_FIELDS if predicted else COST_FIELDS
+    odd = ", ".join(sorted(set(config) - set(fields)))
     if odd:
-        raise ConfigError(f"train_cfg.latency does not take {odd}; it takes {', '.join(COST_FIELDS)}")
+        of = " of type='predictor' (its setting is the device's)" if predicted else ""
+        raise ConfigError(f"train_cfg.latency{of} does not take {odd}; it takes {', '.join(fields)}")
     return dict(config)
 
 

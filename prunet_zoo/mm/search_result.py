@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,14 @@ import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.runner import set_random_seed
 
-from prunet_zoo.errors import LatencyError
+from prunet_zoo.errors import PrunetError, TrainingError
 from prunet_zoo.files import write_atomic, write_json
-from prunet_zoo.latency import measure
+from prunet_zoo.latency import Setting, get_backend, measure
 from prunet_zoo.mm.search_loop import TRIALS_FILE
 from prunet_zoo.models import PruNetClassifier, create_model, save_weights
 from prunet_zoo.search.adjust import LOWEST
 from prunet_zoo.search.report import render_report
+from prunet_zoo.search.target import TRIES, TargetHitter, summary
 from prunet_zoo.space import Encoding
 from prunet_zoo.spec import NetSpec
 from prunet_zoo.supernet import recalibrate_batchnorm
@@ -26,6 +28,8 @@ from prunet_zoo.supernet import recalibrate_batchnorm
 if TYPE_CHECKING:
     from prunet_zoo.mm.runner import SuperNetRunner
     from prunet_zoo.mm.search_loop import SearchLoop
+
+SECONDS, ATTEMPTS = 1.0, 2  # of a measurement: time for its runs, how often it is made while it is disturbed
 
 
 def write_result(runner: SuperNetRunner) -> dict[str, Any]:
@@ -41,7 +45,8 @@ def _write(runner: SuperNetRunner) -> dict[str, Any]:
     loop: SearchLoop = runner.train_loop
     supernet, cost, out = loop.supernet, loop.cost, Path(runner.work_dir)
     target = loop.strategy.status()["target"]
-    encoding, trials, correction = choose(loop, out / TRIALS_FILE)
+    chosen = choose(loop, out / TRIALS_FILE, runner.logger.info)
+    encoding, measured = chosen.encoding, chosen.measured
     # a run that is resumed after its last epoch comes here with other generators: weights must not depend on that
     set_random_seed(runner.seed or 0)
     spec, state = supernet.derive(encoding, loop.name or f"{supernet.space.name}-{target:g}{cost.unit}")
@@ -56,8 +61,7 @@ def _write(runner: SuperNetRunner) -> dict[str, Any]:
         )
     used = recalibrate_batchnorm(model, itertools.islice(batches, loop.recalibration_batches))
     top1 = evaluate(model, loop.val_dataloader, runner.model.data_preprocessor) if loop.val_dataloader else None
-    predicted = cost(spec) * correction
-    measured = measure_like(spec, cost.describe())
+    predicted = cost(spec)
     report = {
         "name": spec.name,
         "method": type(loop.strategy).__name__,
@@ -69,9 +73,12 @@ def _write(runner: SuperNetRunner) -> dict[str, Any]:
         "predicted": predicted,
         "measured": measured,
         "measured_error": None if measured is None else measured["median_ms"] / target - 1,
+        "status": chosen.status,
+        "reason": chosen.reason,
         "verify": loop.verify,
-        "correction": correction,
-        "trials": trials,
+        "correction": chosen.correction,
+        "tries": len(chosen.trials),
+        "trials": chosen.trials,
         "cost": cost.describe(),
         "top1_inherited": top1,
         "recalibration_batches": used,
@@ -88,16 +95,10 @@ def _write(runner: SuperNetRunner) -> dict[str, Any]:
     write_json(out / "report.json", report)
     write_atomic(out / "report.html", render_report(report, spec, supernet.space))
     write_atomic(out / "spec.json", spec.to_json())  # last: where it stands, the search is complete
-    runner.logger.info(
-        f"found {spec.name}: predicted {predicted:.4g} {cost.unit} for a target of {target:.4g}"
-        + ("" if measured is None else f", measured {measured['median_ms']:.4g} ms")
-        + f", {spec.params() / 1e6:.2f} M parameters, {spec.macs() / 1e6:.1f} MMACs; written to {out}"
-    )
-    if measured is not None and not 0.95 <= measured["median_ms"] / target <= 1.0:
-        runner.logger.warning(
-            f"the network measures {100 * (measured['median_ms'] / target - 1):+.1f}% off its target: a table is a few "
-            "percent off for one network. To adjust it by measurements, run the command again with --resume --verify 4"
-        )
+    runner.logger.info(f"found {summary(report)}; written to {out}")
+    if report["status"].startswith("missed"):
+        more = f"--resume --verify {2 * loop.verify or TRIES}"
+        runner.logger.warning(f"the target was {report['status']}. To try more networks, run the command with {more}")
     return report
 
 
@@ -121,55 +122,104 @@ def evaluate(model: PruNetClassifier, loader: Iterable[Any], preprocess: Any) ->
     return 100.0 * right / max(1, seen)
 
 
-def choose(loop: SearchLoop, path: Path) -> tuple[Encoding, list[dict[str, Any]], float]:
-    """The architecture found. With ``loop.verify`` it is measured, and adjusted again where it misses the target.
+@dataclass(frozen=True)
+class Chosen:
+    """The architecture found and how far its latency can be trusted.
 
-    A table is a few percent off for a single network. So a network that measures outside of (0.97 T, T] is adjusted
-    anew, to a target for the table that is corrected by measured / predicted. Trials are kept in ``path``, so that a
-    run that is stopped here goes on with the same figures.
-
-    Returns:
-        The encoding; what was tried (target for the table, table's prediction, measurement); the factor by which
-        the table was corrected for the encoding, 1 if its word was taken.
+    ``status`` is "measured" (it meets the target; ``reason`` says what there is to doubt), "predicted" (it cannot be
+    measured here, ``reason`` says why) or "missed: …". ``measured`` is a latency record, None where it was not
+    measured; ``correction`` the factor by which measured networks like it differ from the table, 1 where its word was
+    taken.
     """
-    target, cost = loop.strategy.status()["target"], loop.cost
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    trials: list[dict[str, Any]] = []
-    encodings: list[Encoding] = []
-    aim = target
-    for round_ in range(loop.verify + 1):
-        try:
-            encoding = loop.strategy.finish(aim)
-        except LatencyError:
-            if not encodings:
-                raise
-            break  # the corrected target lies outside of the space
-        spec = loop.supernet.space.decode(encoding)
-        if round_ < len(known) and known[round_]["spec_hash"] == spec.hash:
-            trial = known[round_]
-        else:
-            record = measure_like(spec, cost.describe()) if loop.verify else None
-            measured = None if record is None else record["median_ms"]
-            trial = {"aim": aim, "predicted": cost(spec), "measured": measured, "spec_hash": spec.hash}
-        trials.append(trial)
-        encodings.append(encoding)
-        if loop.verify:
-            write_json(path, trials)
-        if trial["measured"] is None or LOWEST * target < trial["measured"] <= target:
-            return encoding, trials, target / aim
-        aim = target * trial["predicted"] / trial["measured"]
-    middle = (1 + LOWEST) / 2 * target
-    nearest = min(range(len(trials)), key=lambda i: abs(trials[i]["measured"] - middle))
-    return encodings[nearest], trials, target / trials[nearest]["aim"]
+
+    encoding: Encoding
+    status: str
+    reason: str | None = None
+    measured: dict[str, Any] | None = None
+    correction: float = 1.0
+    trials: list[dict[str, Any]] = field(default_factory=list)
 
 
-def measure_like(spec: NetSpec, source: dict[str, Any]) -> dict[str, Any] | None:
-    """Measure a network the way its table was measured; None where backend or device are not this machine's."""
+def choose(loop: SearchLoop, path: Path, tell: Callable[[str], None] = lambda line: None) -> Chosen:
+    """The architecture found: with ``loop.verify`` the one that measures what was asked for, see `TargetHitter`.
+
+    What is measured is kept in ``path``, so that a run that is stopped here goes on with the same figures.
+    """
+    target, cost, space = loop.strategy.status()["target"], loop.cost, loop.supernet.space
+    source = cost.describe()
+    why = why_not_measured(source)
+    if why is not None:
+        return Chosen(loop.strategy.finish(), "predicted", why)
+    if not loop.verify:
+        encoding = loop.strategy.finish()
+        measured = measure_like(space.decode(encoding), source)
+        off = measured["median_ms"] / target - 1
+        missed = f"the table's word was taken (--verify 0), the network measures {100 * off:+.1f}% off the target"
+        return _chosen(encoding, None if LOWEST - 1 < off <= 0 else missed, measured=measured)
+    log = TrialLog(path, lambda spec: measure_like(spec, source))
+    found = TargetHitter(space, cost, loop.strategy.finish, log, target, loop.verify, tell).run()
+    disturbed = "; ".join(found.trial.disturbed)
+    doubt = f"although disturbed, its repeats agree: {disturbed}" if disturbed else None
+    return _chosen(
+        found.trial.encoding,
+        found.missed,
+        doubt,
+        measured=found.trial.record,
+        correction=found.correction,
+        trials=[trial.to_dict() for trial in found.trials],
+    )
+
+
+def _chosen(encoding: Encoding, missed: str | None, doubt: str | None = None, **figures: Any) -> Chosen:
+    if missed is None:
+        return Chosen(encoding, "measured", doubt, **figures)
+    return Chosen(encoding, f"missed: {missed}", missed, **figures)
+
+
+class TrialLog:
+    """Measures, and keeps what was measured in a file, in order; what the file holds already is not measured again.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+
+    def __init__(self, path: Path, measure: Callable[[NetSpec], dict[str, Any]]) -> None:
+        self.path, self.measure, self.used = path, measure, 0
+        self.rows: list[dict[str, Any]] = []
+        if path.is_file():
+            try:
+                self.rows = [row for row in json.loads(path.read_text(encoding="utf-8")) if "record" in row]
+            except (ValueError, TypeError) as error:
+                raise TrainingError(f"{path} is damaged ({error}); remove it to measure again") from None
+
+    def __call__(self, spec: NetSpec, noted: dict[str, Any]) -> dict[str, Any]:
+        """The record of a network; ``noted`` is kept with it."""
+        if self.used == len(self.rows) or self.rows[self.used]["spec_hash"] != spec.hash:
+            del self.rows[self.used :]
+            self.rows.append({**noted, "record": self.measure(spec)})
+            write_json(self.path, self.rows)
+        self.used += 1
+        return dict(self.rows[self.used - 1]["record"])
+
+
+def _setting(source: dict[str, Any]) -> dict[str, Any]:
+    return {key: source[key] for key in ("threads", "dtype", "batch", "accelerator", "memory_format") if key in source}
+
+
+def why_not_measured(source: dict[str, Any]) -> str | None:
+    """Why a network cannot be measured here as its cost was (`Cost.describe`); None where it can."""
     if "backend" not in source:
-        return None
-    settings = {key: source[key] for key in ("backend", "batch", "threads", "dtype", "accelerator")}
+        return "what was searched for is no latency"
+    other = f"the latencies are of {source['device']} with {source['backend']}, which this machine lacks"
     try:
-        record = measure(spec, **settings, seconds=1.0)
-    except LatencyError:  # the table is from another machine, whose backend this one lacks
-        return None
-    return record.to_dict() if record.device == source["device"] else None
+        backend = get_backend(source["backend"])
+        backend.check(Setting(**_setting(source)))
+        mine = backend.device_name(source["accelerator"])
+    except PrunetError as error:
+        return f"{other}: {error}"
+    return None if mine == source["device"] else f"{other}: it has {mine}"
+
+
+def measure_like(spec: NetSpec, source: dict[str, Any]) -> dict[str, Any]:
+    """Measure a network the way its table was measured (`Cost.describe`); returns the record as plain data."""
+    return measure(spec, backend=source["backend"], **_setting(source), seconds=SECONDS, attempts=ATTEMPTS).to_dict()

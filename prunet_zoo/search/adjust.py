@@ -20,8 +20,9 @@ def adjust_widths(
     target: float,
     price: float,
     preference: Mapping[tuple[int, int | None], float] | None = None,
+    share: float = LOWEST,
 ) -> Encoding:
-    """Return the architecture near ``found`` whose cost is in (0.97·target, target]. Rules are ours.
+    """Return the architecture near ``found`` whose cost is in (share·target, target]. Rules are ours.
 
     The search leaves every width d* where one channel more is worth what it costs: at the price that the dual variable
     has reached, s = price · c'(d*) / target of loss per channel. So the worth of width d is taken as s·d*·ln(d/d*):
@@ -35,12 +36,13 @@ def adjust_widths(
         target: T, in the unit of ``cost``.
         price: the dual variable λ of log(cost / T).
         preference: log-probability of each option (layer, candidate or None) at the end of the search.
+        share: how much of the target must be used.
 
     Raises:
         LatencyError: no combination reaches the interval.
     """
     fixed = cost.fixed(space)
-    budget, lowest = target - fixed, LOWEST * target - fixed
+    budget, lowest = target - fixed, share * target - fixed
     groups = [_width_options(space, cost, i, choice, target, price) for i, choice in enumerate(found)]
     encoding = _solve(groups, budget, lowest)
     if encoding is not None:
@@ -51,11 +53,11 @@ def adjust_widths(
     ]
     encoding = _solve(wide, budget, lowest)
     (low, fastest), _ = cost_range(cost, space)
-    if encoding is None and LOWEST * target < low <= target:
+    if encoding is None and share * target < low <= target:
         return fastest  # the knapsack rounds costs up, so the very fastest network may not seem to fit
     if encoding is None:
         raise LatencyError(
-            f"no network of space {space.name!r} costs between {LOWEST * target:.4g} and {target:.4g} {cost.unit}; "
+            f"no network of space {space.name!r} costs between {share * target:.4g} and {target:.4g} {cost.unit}; "
             "choose another target or a space with a finer width grid"
         )
     return encoding

@@ -108,24 +108,7 @@ def render_report(report: dict[str, Any], spec: NetSpec, space: SearchSpace) -> 
     if report["history"]:
         pictures.append(draw_history(report))
     images = "\n".join(html_picture(figure_png(f)) for f in pictures)
-    measured = report["measured"]
-    unit = report["unit"]
-    facts = {
-        "method": report["method"],
-        "search space": f"{report['space']['name']} ({report['space']['count']:.3g} encodings)",
-        f"target ({unit})": f"{report['target']:.4g}",
-        f"predicted ({unit})": f"{report['predicted']:.4g}",
-        "measured (ms)": "not measured on this machine" if measured is None else f"{measured['median_ms']:.4g} "
-        f"(p10 {measured['p10_ms']:.4g}, p90 {measured['p90_ms']:.4g}, n {measured['n']})",
-        "cost from": ", ".join(f"{k} {v}" for k, v in report["cost"].items()),
-        "top-1 with inherited weights (%)": "no validation data" if report["top1_inherited"] is None
-        else f"{report['top1_inherited']:.2f}",
-        "parameters": f"{report['params']:,}",
-        "MACs": f"{report['macs']:,}",
-        "seed": report["seed"],
-        "search time (s)": f"{report['seconds']:.1f}",
-    }  # fmt: skip
-    table = html_table(["", ""], [[k, v] for k, v in facts.items()])
+    table = html_table(["", ""], [[k, v] for k, v in _facts(report).items()])
     layers = html_table(
         ["block", "type", "kernel", "hidden", "in → out", "stride", "map"],
         [
@@ -138,5 +121,45 @@ def render_report(report: dict[str, Any], spec: NetSpec, space: SearchSpace) -> 
         ["epoch", "layer", "pruned", "what", "probability"],
         [[e["epoch"] + 1, e["layer"], e["kind"], e["what"], f"{e['probability']:.3f}"] for e in report["events"]],
     )
-    rest = f"<h2>Layers</h2>{layers}<h2>Pruned during the search</h2>{events}"
+    rest = f"{_trials(report)}<h2>Layers</h2>{layers}<h2>Pruned during the search</h2>{events}"
     return html_page(spec.name, f"{table}{images}{rest}")
+
+
+def _facts(report: dict[str, Any]) -> dict[str, Any]:
+    measured, unit, correction = report["measured"], report["unit"], report["correction"]
+    source = {k: v for k, v in report["cost"].items() if not isinstance(v, dict)}
+    if "predictor" in report["cost"]:
+        fit = report["cost"]["fit"]
+        source["error of the fit, each network left out"] = f"mean {fit['mean_abs']:.1%}, worst {fit['worst']:.1%}"
+    inherited = report["top1_inherited"]
+    return {
+        "method": report["method"],
+        "search space": f"{report['space']['name']} ({report['space']['count']:.3g} encodings)",
+        f"target ({unit})": f"{report['target']:.4g}",
+        f"predicted ({unit})": f"{report['predicted']:.4g}"
+        + (f"; by measured networks like it, × {correction:.3f}" if correction != 1.0 else ""),
+        "measured (ms)": f"not measured: {report['reason']}" if measured is None else f"{measured['median_ms']:.4g} "
+        f"(95% interval {measured['ci_low_ms']:.4g} to {measured['ci_high_ms']:.4g}; p10 {measured['p10_ms']:.4g}, "
+        f"p90 {measured['p90_ms']:.4g}, n {measured['n']})",
+        "latency is": report["status"]
+        + (f" ({report['reason']})" if report["status"] == "measured" and report["reason"] else ""),
+        "cost from": ", ".join(f"{k} {v}" for k, v in source.items()),
+        "top-1 with inherited weights (%)": "no validation data" if inherited is None else f"{inherited:.2f}",
+        "parameters": f"{report['params']:,}",
+        "MACs": f"{report['macs']:,}",
+        "seed": report["seed"],
+        "search time (s)": f"{report['seconds']:.1f}",
+    }  # fmt: skip
+
+
+def _trials(report: dict[str, Any]) -> str:
+    """The networks that were measured on the way to the target."""
+    if not report["trials"]:
+        return ""
+    rows = [
+        [f"{t['predicted']:.4g}", f"{t['measured']:.4g}", f"{t['ci_low']:.4g} to {t['ci_high']:.4g}",
+         f"{t['measured'] / report['target'] - 1:+.1%}", t["measurements"], "; ".join(t["disturbed"]) or "no"]
+        for t in report["trials"]
+    ]  # fmt: skip
+    head = ["predicted (ms)", "measured (ms)", "95% interval", "off the target", "measurements", "disturbed"]
+    return "<h2>Networks measured on the way to the target</h2>" + html_table(head, rows)

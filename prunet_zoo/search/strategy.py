@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from prunet_zoo.cost import Cost
+from prunet_zoo.search.adjust import LOWEST
 from prunet_zoo.space import Encoding
 from prunet_zoo.supernet import SuperNet
 
@@ -74,8 +75,9 @@ class SearchStrategy(ABC):
         """Prune; returns what went and its parameters."""
 
     @abstractmethod
-    def finish(self, target: float | None = None) -> Encoding:
-        """The architecture found, adjusted to the target, or to another one where a measurement asks for it."""
+    def finish(self, target: float | None = None, share: float = LOWEST) -> Encoding:
+        """The architecture found, its cost adjusted into (share·T, T]; ``target`` stands in for T where a measurement
+        asks for it. Raises `LatencyError` where the space has no such network."""
 
     @abstractmethod
     def status(self) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from prunet_zoo.cost import Cost, check_target, default_target
 from prunet_zoo.errors import LatencyError, SpecError
-from prunet_zoo.search.adjust import adjust_widths
+from prunet_zoo.search.adjust import LOWEST, adjust_widths
 from prunet_zoo.search.strategy import GradSync, PruneEvent, SearchStrategy
 from prunet_zoo.space import Encoding
 from prunet_zoo.supernet import PrunodeBlock, StochasticLayer, SuperNet, drop_parameters
@@ -181,8 +181,8 @@ class TieredPruning(SearchStrategy):
         drop_parameters(self.optimizer, gone)
         return events, gone
 
-    def finish(self, target: float | None = None) -> Encoding:
-        """The likeliest architecture with its widths adjusted into (0.97 T, T]; ``target`` stands in for T."""
+    def finish(self, target: float | None = None, share: float = LOWEST) -> Encoding:
+        """The likeliest architecture with its widths adjusted into (share·T, T]; ``target`` stands in for T."""
         target = self.target if target is None else target
         found = self.supernet.best()
         preference: dict[tuple[int, int | None], float] = {}
@@ -191,7 +191,7 @@ class TieredPruning(SearchStrategy):
                 logp = layer.probabilities().detach().log().cpu().tolist()
                 for name, value in zip(layer.options, logp, strict=True):
                     preference[index, None if name == SKIP else int(name)] = value
-        return adjust_widths(self.supernet.space, self.cost, found, target, self.dual, preference)
+        return adjust_widths(self.supernet.space, self.cost, found, target, self.dual, preference, share)
 
     def status(self) -> dict[str, float]:
         """Expected cost, target, λ, τ, candidates left, depth."""

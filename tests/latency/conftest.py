@@ -80,7 +80,7 @@ class FakeBackend(Backend):
         return FakeSession(CALL_MS + MS_PER_WEIGHT * weights)
 
 
-EFFORT = Effort(max_widths=4, all_widths=3, networks=6, block_seconds=0.0, network_seconds=0.0)
+EFFORT = Effort(first_widths=4, all_widths=3, networks=6, block_seconds=0.0, network_seconds=0.0)
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.files import WriteError
-from prunet_zoo.latency import Effort, LatencyTable, build_table
-from prunet_zoo.latency.build import coarse, plan_blocks, plan_networks
+from prunet_zoo.latency import LatencyTable, build, build_table
 from prunet_zoo.latency.correction import NetworkParts, fit_correction
 from prunet_zoo.latency.probes import random_network
-from prunet_zoo.latency.table import Curve, template_key
+from prunet_zoo.latency.table import QUANTA, Curve, find_quantum, leave_out_errors
 from prunet_zoo.latency.tablefile import append, read_table
 from prunet_zoo.space import SearchSpace, load_space
 from prunet_zoo.spec import BlockSpec
@@ -66,27 +65,6 @@ def finished(tmp_path_factory, space, make_backend, effort):
     return path.read_bytes(), [table(s) for s in _samples(space)]
 
 
-def test_every_choice_of_shipped_spaces_is_planned_once():
-    for name in ("prunet_cpu_small", "prunet_gpu"):
-        space = load_space(name)
-        items = [i for group in plan_blocks(space, Effort()) for i in group]
-        assert len(set(items)) == len(items)
-        planned = {}
-        for item in items:
-            planned.setdefault(template_key(*item), set()).add(item.block.hidden or 0)
-        for layer in space.layers:
-            for c in range(len(layer.candidates)):
-                widths = layer.candidate_widths(c)
-                key = template_key(layer.block(c, widths[0]), layer.in_channels, layer.in_size)
-                assert {widths[0], widths[-1]} <= planned[key]
-        assert len(set(plan_networks(space, 16))) == 16
-
-
-def test_coarse_keeps_both_ends_and_small_grids(effort):
-    assert coarse((8, 16, 24), effort) == (8, 16, 24)
-    assert coarse(tuple(range(32, 5633, 32)), effort) == (32, 1888, 3776, 5632)
-
-
 def test_measured_again_nothing_is_prepared(space, make_backend, effort, table_file):
     first = make_backend()
     build_table(space, table_file, first, effort=effort)
@@ -97,10 +75,11 @@ def test_measured_again_nothing_is_prepared(space, make_backend, effort, table_f
     assert first.prepared
     assert second.prepared == []
     assert table_file.read_bytes() == before
-    assert seen == [(0, 0)]
+    assert seen == [(1, 1)]
 
 
-def test_resume_measures_only_what_is_missing(space, make_backend, effort, table_file):
+def test_resume_measures_only_what_is_missing(space, make_backend, effort, table_file, monkeypatch):
+    monkeypatch.setattr(build, "MAX_BLOCKS", 4)  # blocks that an interruption may lose
     whole = make_backend()
     expected = build_table(space, table_file.with_name("whole.jsonl"), whole, effort=effort)
     cut = make_backend(fail_after=len(whole.prepared) // 2)
@@ -298,16 +277,37 @@ def test_lookups_never_fall_with_width(space, make_backend, effort, table_file):
             assert ms[0] >= 0
 
 
-@given(st.dictionaries(st.integers(1, 10_000), st.floats(-1, 100), min_size=1, max_size=12), st.data())
+@given(
+    st.dictionaries(st.integers(1, 10_000), st.floats(-1, 100), min_size=1, max_size=12),
+    st.sampled_from(QUANTA),
+    st.data(),
+)
 @settings(deadline=None)
-def test_curve_is_non_decreasing_and_stays_within_its_points(points, data):
-    curve = Curve(points)
+def test_curve_is_non_decreasing_and_stays_within_its_points(points, quantum, data):
+    curve = Curve(points, quantum)
     low, high = min(points), max(points)
     a, b = sorted(data.draw(st.tuples(st.integers(low, high), st.integers(low, high))))
     assert curve(a) <= curve(b) + 1e-9
     assert 0 <= curve(a) <= max(0.0, *points.values()) + 1e-9
     assert curve(low - 1) is None
     assert curve(high + 1) is None
+
+
+def test_a_straight_line_leaves_no_error_and_a_step_does():
+    assert leave_out_errors({32: 1.0, 64: 2.0, 128: 4.0}) == {1: 0.0}
+    assert leave_out_errors({32: 1.0, 64: 1.0, 96: 2.0}) == {1: pytest.approx(0.5)}
+    assert leave_out_errors({8: 0.001, 16: 0.004, 24: 1.0})[1] == pytest.approx((0.5005 - 0.004) / 0.1)
+    assert leave_out_errors({32: 1.0, 64: 2.0}) == leave_out_errors({0: 1.0}) == leave_out_errors({}) == {}
+
+
+def test_a_device_that_computes_sixteen_channels_at_a_time_is_seen():
+    stairs = [{w: scale * -(-w // 16) for w in (8, 24, 32, 56, 80, 88, 128)} for scale in (1.0, 3.0)]
+    assert find_quantum(stairs) == 16
+    assert find_quantum([{w: 0.2 + 0.01 * w for w in (8, 24, 32, 56, 80, 88, 128)}]) == 1
+    assert find_quantum([{0: 1.0}, {8: 1.0, 16: 2.0}]) == find_quantum([]) == 1
+    curve = Curve(stairs[0], 16)
+    assert [curve(w) for w in (40, 48, 96, 104, 112)] == [3.0, 3.0, 6.0, 7.0, 7.0]
+    assert curve(24) == 2.0  # as measured
 
 
 def test_full_disk_keeps_what_was_there(table_file, monkeypatch):

@@ -206,6 +206,10 @@ BAD = [
     ({"detectors": {"../x": {"config": DETECTOR}}}, "cannot be a detector's name"),
     ({"detectors": {"x": {"config": DETECTOR, "weights": "good"}}}, "must be one of best, last, search"),
     ({"measure": 3}, "measure must be a dict"),
+    (
+        {"search": {"config": SEARCH, "device": "v100-tensorrt-fp16"}},
+        "search.device .* and table .* exclude each other",
+    ),
 ]
 
 
@@ -222,6 +226,14 @@ def test_a_table_from_elsewhere(bench: Bench) -> None:
     assert bench.run(table={"file": "v100.jsonl"}, target_ms=None) == ALL[1:]
     argv = bench.calls["search"][0]
     assert argv[argv.index("--table") + 1] == str(bench.root / "v100.jsonl") and "--target-ms" not in argv
+
+
+def test_a_search_for_a_device_that_is_not_at_hand(bench: Bench) -> None:
+    section = {"config": SEARCH, "device": "v100-tensorrt-fp16", "verify": 0}
+    commands, inputs = bench.make(search=section, table=None, target_ms=0.6).config.stages[0].plan()
+    words = " ".join(commands[0].words)
+    assert "--target-ms 0.6 --device v100-tensorrt-fp16 --verify 0" in words and "--table" not in words
+    assert inputs["device"] == "v100-tensorrt-fp16" and inputs["verify"] == 0
 
 
 def test_several_processes(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""The end of a search: verifying the latency of the network found, with measurements that the test makes up."""
+"""The end of a search: what is measured, kept and said, with measurements that the test makes up."""
 
 from __future__ import annotations
 
@@ -6,19 +6,35 @@ import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from mmengine.config import Config
 
 from prunet_zoo import load_space
-from prunet_zoo.errors import LatencyError
+from prunet_zoo.errors import LatencyError, TrainingError, UnknownNameError
+from prunet_zoo.latency.predictor import Predictor
 from prunet_zoo.mm import search_result
+from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.latency_cost import make_cost
-from prunet_zoo.mm.search_result import choose
+from prunet_zoo.mm.search import set_target
+from prunet_zoo.mm.search_loop import check_cost_config
+from prunet_zoo.mm.search_result import choose, why_not_measured
 from prunet_zoo.search import MacsCost, cost_range
-from prunet_zoo.search.adjust import adjust_widths
+from prunet_zoo.search.adjust import LOWEST, adjust_widths
+from prunet_zoo.search.target import summary
 
 SPACE = load_space("prunet_cpu_small")
 TARGET = 5.0
+
+
+class Table(MacsCost):
+    """Says of itself that it was measured on this machine."""
+
+    unit = "ms"
+
+    def describe(self) -> dict[str, Any]:
+        return {"backend": "torch", "device": "here", "threads": 1, "batch": 1, "dtype": "fp32", "accelerator": "cpu"}
 
 
 class Strategy:
@@ -26,86 +42,135 @@ class Strategy:
 
     def __init__(self) -> None:
         self.found = SPACE.sample(random.Random(3))
-        self.aims: list[float] = []
 
     def status(self) -> dict[str, float]:
         return {"target": TARGET}
 
-    def finish(self, target: float | None = None):
-        self.aims.append(TARGET if target is None else target)
-        return adjust_widths(SPACE, MacsCost(), self.found, self.aims[-1], 0.1)
+    def finish(self, target: float | None = None, share: float = LOWEST):
+        return adjust_widths(SPACE, MacsCost(), self.found, target or TARGET, 0.1, share=share)
 
 
-def loop(verify: int) -> SimpleNamespace:
-    return SimpleNamespace(strategy=Strategy(), cost=MacsCost(), verify=verify, supernet=SimpleNamespace(space=SPACE))
+def loop(verify: int, cost: MacsCost | None = None) -> SimpleNamespace:
+    supernet = SimpleNamespace(space=SPACE)
+    return SimpleNamespace(strategy=Strategy(), cost=cost or Table(), verify=verify, supernet=supernet)
 
 
 def fake_measure(monkeypatch: pytest.MonkeyPatch, factor) -> list[float]:
-    """The device is ``factor(predicted)`` off; returns the list of measurements made."""
+    """The device is ``factor(measurements made)`` off; returns the list of measurements made."""
     made: list[float] = []
 
     def measure_like(spec, source):
         made.append(MacsCost()(spec) * factor(len(made)))
-        return {"median_ms": made[-1]}
+        low, high = made[-1] * 0.999, made[-1] * 1.001
+        return {"median_ms": made[-1], "ci_low_ms": low, "ci_high_ms": high, "disturbed": []}
 
     monkeypatch.setattr(search_result, "measure_like", measure_like)
+    monkeypatch.setattr(search_result, "why_not_measured", lambda source: None)
     return made
+
+
+def told(chosen: search_result.Chosen, **more: Any) -> str:
+    report = {"name": "net", "unit": "ms", "target": TARGET, "predicted": 4.9, "params": 1, "macs": 1, **more}
+    report |= {"measured": chosen.measured, "status": chosen.status, "reason": chosen.reason}
+    return summary({**report, "tries": len(chosen.trials)})
 
 
 @pytest.mark.parametrize("off", [0.8, 0.95, 1.06, 1.3])
 def test_a_biased_table_is_corrected_until_the_target_is_met(monkeypatch, tmp_path: Path, off: float):
-    made = fake_measure(monkeypatch, lambda n: off)
-    encoding, trials, correction = choose(loop(4), tmp_path / "trials.json")
-    measured = off * MacsCost()(SPACE.decode(encoding))
-    assert 0.97 * TARGET < measured <= TARGET
-    assert correction == pytest.approx(off, rel=0.02) and len(trials) == len(made) == 2
-    assert 0.97 * TARGET < correction * trials[-1]["predicted"] <= TARGET
+    fake_measure(monkeypatch, lambda n: off)
+    chosen = choose(loop(4), tmp_path / "trials.json")
+    measured = off * MacsCost()(SPACE.decode(chosen.encoding))
+    assert chosen.status == "measured" and chosen.reason is None
+    assert 0.97 * TARGET < measured <= TARGET and chosen.measured["median_ms"] == measured
+    assert chosen.correction == pytest.approx(off, rel=1e-6) and len(chosen.trials) == 2
+    assert chosen.trials[-1]["measured"] == pytest.approx(chosen.correction * chosen.trials[-1]["predicted"])
+    line = told(chosen)
+    assert f"measured {measured:.4g} ms (95% interval" in line and "2 networks tried)" in line and "missed" not in line
 
 
-def test_a_network_that_meets_the_target_is_measured_once(monkeypatch, tmp_path: Path):
-    made = fake_measure(monkeypatch, lambda n: 0.999)
-    _, trials, correction = choose(loop(4), tmp_path / "trials.json")
-    assert len(made) == len(trials) == 1 and correction == 1.0
-
-
-def test_without_verify_the_tables_word_is_taken(monkeypatch, tmp_path: Path):
-    made = fake_measure(monkeypatch, lambda n: 2.0)
-    encoding, trials, correction = choose(loop(0), tmp_path / "trials.json")
-    assert not made and trials[0]["measured"] is None and correction == 1.0
-    assert encoding == Strategy().finish()
-
-
-def test_noise_ends_with_the_nearest_trial(monkeypatch, tmp_path: Path):
-    fake_measure(monkeypatch, lambda n: [1.3, 0.7, 1.02, 1.4][n])
-    encoding, trials, _ = choose(loop(3), tmp_path / "trials.json")
-    distance = [abs(t["measured"] - 0.985 * TARGET) for t in trials]
-    assert len(trials) == 4 and SPACE.decode(encoding).hash == trials[distance.index(min(distance))]["spec_hash"]
+def test_without_verify_the_tables_word_is_taken_and_the_miss_is_told(monkeypatch, tmp_path: Path):
+    fake_measure(monkeypatch, lambda n: 2.0)
+    chosen = choose(loop(0), tmp_path / "trials.json")
+    assert chosen.encoding == Strategy().finish() and not chosen.trials and chosen.correction == 1.0
+    assert chosen.status.startswith("missed: the table's word was taken (--verify 0)")
+    assert not (tmp_path / "trials.json").exists() and chosen.status in told(chosen)
+    fake_measure(monkeypatch, lambda n: 0.999)
+    assert choose(loop(0), tmp_path / "trials.json").status == "measured"
 
 
 def test_a_run_stopped_here_goes_on_with_the_same_figures(monkeypatch, tmp_path: Path):
     path = tmp_path / "trials.json"
+    fake_measure(monkeypatch, lambda n: 1.2)
+    whole = choose(loop(3), tmp_path / "whole.json")
 
     def killed(n: int) -> float:
-        if n == 1:
+        if n == 3:
             raise KeyboardInterrupt
         return 1.2
 
     fake_measure(monkeypatch, killed)
     with pytest.raises(KeyboardInterrupt):
-        choose(loop(2), path)
+        choose(loop(3), path)
     kept = json.loads(path.read_text())
+    assert len(kept) == 3
     made = fake_measure(monkeypatch, lambda n: 1.2)
-    _, trials, _ = choose(loop(2), path)
-    assert len(kept) == 1 and trials[0] == kept[0]
-    assert len(trials) == 2 and len(made) == 1  # the first trial is not made again
+    assert choose(loop(3), path) == whole
+    assert len(made) == 1 and json.loads(path.read_text())[:3] == kept  # what was measured is not measured again
+    made = fake_measure(monkeypatch, lambda n: 9.9)
+    assert choose(loop(3), path) == whole and not made
 
 
-def test_a_correction_that_leaves_the_space_keeps_what_there_is(monkeypatch, tmp_path: Path):
+def test_more_tries_go_on_where_the_first_ended(monkeypatch, tmp_path: Path):
+    path = tmp_path / "trials.json"
+    fake_measure(monkeypatch, lambda n: 1.3)
+    first = choose(loop(1), path)
+    assert first.status.startswith("missed: 1 network was measured (--verify 1), the nearest is")
+    count = len(json.loads(path.read_text()))
+    fake_measure(monkeypatch, lambda n: 1.3)
+    second = choose(loop(4), path)
+    assert second.status == "measured" and second.trials[0] == first.trials[0]
+    assert len(json.loads(path.read_text())) > count
+
+
+def test_a_damaged_trials_file_is_told_and_one_of_another_search_is_not_used(monkeypatch, tmp_path: Path):
+    path = tmp_path / "trials.json"
+    made = fake_measure(monkeypatch, lambda n: 1.0)
+    path.write_text("[{")
+    with pytest.raises(TrainingError, match=r"trials\.json is damaged .* remove it"):
+        choose(loop(3), path)
+    path.write_text(json.dumps([{"spec_hash": "another", "record": {"median_ms": 1.0}}]))
+    assert choose(loop(3), path).status == "measured" and len(made) == 2
+
+
+def test_a_target_out_of_reach_is_told(monkeypatch, tmp_path: Path):
     (low, _), _ = cost_range(MacsCost(), SPACE)
     assert low < TARGET / 10
     fake_measure(monkeypatch, lambda n: 100.0)
-    encoding, trials, _ = choose(loop(3), tmp_path / "trials.json")
-    assert len(trials) == 1 and SPACE.decode(encoding).hash == trials[0]["spec_hash"]
+    chosen = choose(loop(3), tmp_path / "trials.json")
+    assert "out of reach" in chosen.status and chosen.status in told(chosen)
+
+
+def test_disturbed_measurements_that_agree_are_taken_and_told(monkeypatch, tmp_path: Path):
+    fake_measure(monkeypatch, lambda n: 1.0)
+    clean = search_result.measure_like
+    disturb = lambda spec, source: {**clean(spec, source), "disturbed": ["steal"]}  # noqa: E731
+    monkeypatch.setattr(search_result, "measure_like", disturb)
+    chosen = choose(loop(3), tmp_path / "trials.json")
+    assert chosen.status == "measured" and chosen.reason == "although disturbed, its repeats agree: steal"
+    assert chosen.reason in told(chosen)
+
+
+def test_macs_and_other_devices_are_predicted(tmp_path: Path):
+    macs = choose(loop(6, MacsCost()), tmp_path / "trials.json")
+    assert macs.status == "predicted" and macs.measured is None and macs.encoding == Strategy().finish()
+    assert "not measured" not in told(macs, unit="MMACs") and "not measured" in told(macs)
+    why = why_not_measured(Table().describe())  # another machine's
+    assert why is not None and why.startswith("the latencies are of here with torch, which this machine lacks: it has ")
+    assert why_not_measured({**Table().describe(), "device": why.rpartition("it has ")[2]}) is None
+    why = why_not_measured(Predictor.load("v100-tensorrt-fp16").describe())
+    assert why is not None and "V100" in why
+    assert choose(loop(6), tmp_path / "trials.json").status == "predicted"
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_cost_type_is_named():
@@ -113,9 +178,20 @@ def test_unknown_cost_type_is_named():
         make_cost(SPACE, "unused", type="watts")
 
 
-def test_the_accepted_trial_is_kept_too(monkeypatch, tmp_path: Path):
-    path = tmp_path / "trials.json"
-    made = fake_measure(monkeypatch, lambda n: 1.2)
-    first = choose(loop(3), path)
-    assert len(json.loads(path.read_text())) == len(first[1]) == len(made) == 2
-    assert choose(loop(3), path) == first and len(made) == 2
+def test_a_predictor_takes_the_place_of_a_table(tmp_path: Path):
+    latency = dict(type="latency", backend="onnxruntime", threads=1)
+    search = dict(type="SearchLoop", strategy=dict(type="TieredPruning"), latency=latency)
+    cfg = Config(dict(runner_type="SuperNetRunner", train_cfg=search))
+    with pytest.raises(ConfigError, match="exclude each other"):
+        set_target(cfg, None, tmp_path / "table.jsonl", device="v100-tensorrt-fp16")
+    set_target(cfg, 0.6, None, device="v100-tensorrt-fp16")
+    assert cfg.train_cfg.latency == dict(type="predictor", device="v100-tensorrt-fp16")
+    assert cfg.train_cfg.strategy.target == 0.6
+    cost = make_cost(SPACE, str(tmp_path), **check_cost_config(cfg.train_cfg.latency))
+    assert isinstance(cost, Predictor) and cost.describe()["predictor"] == "v100-tensorrt-fp16"
+    with pytest.raises(ConfigError, match=r"type='predictor' .* does not take threads; it takes type, device"):
+        check_cost_config(dict(cfg.train_cfg.latency, threads=1))
+    with pytest.raises(LatencyError, match=r"needs latency\.device \(--device\): one of .*v100-tensorrt-fp16"):
+        make_cost(SPACE, str(tmp_path), type="predictor")
+    with pytest.raises(UnknownNameError, match="did you mean 'v100-tensorrt-fp16'"):
+        make_cost(SPACE, str(tmp_path), type="predictor", device="v100-tensorrt-fp61")

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunet_zoo import create_model, load_space
+from prunet_zoo import create_model, load_space, load_spec
+from prunet_zoo.latency.predictor import Predictor
 from prunet_zoo.models import read_weights_spec
-from prunet_zoo.search import MacsCost
+from prunet_zoo.search import MacsCost, cost_range
+from prunet_zoo.space import SearchSpace
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = {
@@ -66,6 +68,7 @@ class StopAt(Hook):
         if runner.iter == at:
             os.kill(os.getpid(), number)
 """
+SHORT = ("train_cfg.max_epochs=2", "param_scheduler.T_max=2")
 STEPS = 10  # weight steps of an epoch: 20 images a class, 80% of them, batches of 16
 
 
@@ -179,6 +182,28 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(config: P
     assert again.returncode == 0 and (out / "spec.json").is_file(), again.stderr
 
 
+def test_a_search_for_a_v100_needs_none(config: Path, tmp_path: Path):
+    space, cost = SearchSpace.from_dict(SPACE), Predictor.load("v100-tensorrt-fp16")
+    (low, _), (high, _) = cost_range(cost, space)
+    target, out = f"{(low + high) / 2:.5f}", tmp_path / "out"
+    done = run(config, out, "--device", "v100-tensorrt-fp16", "--target-ms", target, "--cfg-options", *SHORT)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["status"] == "predicted" and report["measured"] is None and "V100" in report["reason"]
+    assert 0.97 * float(target) < report["predicted"] == cost(load_spec(out / "spec.json")) <= float(target)
+    assert report["cost"]["predictor"] == "v100-tensorrt-fp16" and report["cost"]["fit"]["worst"] > 0
+    line = done.stdout.splitlines()[-1]
+    assert f"predicted {report['predicted']:.4g}, not measured: the latencies are of" in line
+    page = (out / "report.html").read_text()
+    assert "predictor v100-tensorrt-fp16" in page and "each network left out" in page
+    before = (out / "report.json").read_bytes()
+    asked = ("--target-ms", target, "--resume", "--cfg-options", *SHORT)
+    again = run(config, out, "--device", "v100-tensorrt-fp16", *asked)
+    assert again.returncode == 0 and (out / "report.json").read_bytes() == before  # finished: not run again
+    other = run(config, out, "--device", "a100-tensorrt-fp16", *asked)
+    assert other.returncode == 2 and "train_cfg.latency.device" in other.stderr
+
+
 def test_search_on_an_image_folder_needs_only_another_config(cifar10: Path, tmp_path: Path):
     base = ROOT / "configs" / "search" / "tiered_prunet-cpu-small_cifar10.py"
     few = f"dict(data_root={str(cifar10)!r}, max_per_class=20)"
@@ -204,7 +229,8 @@ def test_search_on_an_image_folder_needs_only_another_config(cifar10: Path, tmp_
         (("--target-ms", "-1"), "positive"),
         (("--table", "missing.jsonl"), "missing.jsonl does not exist"),
         (("--cfg-options", "model.space=prunet_cpu_smal"), "prunet_cpu_small"),
-        (("--cfg-options", "train_cfg.latency.type=watts"), "'latency' or 'macs'"),
+        (("--cfg-options", "train_cfg.latency.type=watts"), "'latency', 'predictor' or 'macs'"),
+        (("--device", "v100-tensorrt-fp16", "--target-ms", "99"), "choose between 0.0"),
         (("--cfg-options", "train_cfg.latency.thread=2"), "does not take thread; it takes type, table"),
         (("--cfg-options", "train_cfg.strategy.warmup=2"), "warmup must be between 0.0 and 0.9"),
         (("--cfg-options", "train_cfg.strategy.foo=2"), "TieredPruning takes active"),

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from prunet_zoo.latency.probes import randomise
-from prunet_zoo.models import create_model, export
+from prunet_zoo.models import create_model
 from prunet_zoo.models.export import ExportError, export_onnx, fold_batchnorm
+from prunet_zoo.models.export import onnx as exporters
 
 SPEC = {
     "input_size": 32,
@@ -52,7 +53,7 @@ def test_onnx_computes_what_torch_computes(model, tmp_path, monkeypatch, exporte
         def gone(*args):
             raise RuntimeError("the exporter was removed")
 
-        monkeypatch.setattr(export, "_export_torchscript", gone)
+        monkeypatch.setattr(exporters, "_export_torchscript", gone)
         gone.__name__ = "_export_torchscript"
     data = export_onnx(model.train(), (2, 3, 32, 32), tmp_path / "a" / "net.onnx")
     assert model.training
@@ -71,7 +72,7 @@ def test_failure_gives_both_reasons_and_writes_nothing(model, tmp_path, monkeypa
             raise RuntimeError(f"no {_name}")
 
         fail.__name__ = name
-        monkeypatch.setattr(export, name, fail)
+        monkeypatch.setattr(exporters, name, fail)
     with pytest.raises(ExportError, match=r"no _export_torchscript.*no _export_dynamo.*prunet_zoo\[export\]"):
         export_onnx(model, (1, 3, 32, 32), tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import platform
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 from torch import nn
 
 from prunet_zoo.errors import LatencyError
@@ -45,14 +46,21 @@ class Session:
             so that all runs are to be made in one call.
         spins: whether the session keeps threads of its own busy for a while after a run, so that sessions disturb
             each other when they are run in turn.
+        output: makes one run on `example_input` and returns the (first) output; see `Session.output`.
 
     ``interrupted`` counts the runs that were.
     """
 
     def __init__(
-        self, run: Callable[[], object], in_thread: bool = False, spins: bool = False, solo: bool = False
+        self,
+        run: Callable[[], object],
+        in_thread: bool = False,
+        spins: bool = False,
+        solo: bool = False,
+        output: Callable[[], np.ndarray] | None = None,
     ) -> None:
         self.run = run
+        self._output = output
         self.in_thread = in_thread and _HAS_FINE_CPU_CLOCK
         self.spins = spins
         self.solo = solo
@@ -74,6 +82,21 @@ class Session:
                 wall = cpu
             times.append(wall * 1e-6)
         return times
+
+    def output(self) -> np.ndarray:
+        """What the network gives for `example_input`, as float32: to check that what is timed is right.
+
+        Raises:
+            LatencyError: this session cannot show its output.
+        """
+        if self._output is None:
+            raise LatencyError(f"this {type(self).__name__} does not show the network's output")
+        return np.asarray(self._output(), dtype=np.float32)
+
+
+def example_input(input_shape: Sequence[int]) -> np.ndarray:
+    """The input (B, C, H, W) that every backend runs on: standard normal values, float32, always the same."""
+    return np.random.default_rng(0).standard_normal(tuple(input_shape), dtype=np.float32)
 
 
 class Backend(ABC):
@@ -105,23 +128,24 @@ class Backend(ABC):
         """Raise `LatencyError` when the library is missing or cannot run ``setting``."""
         try:
             self.version  # noqa: B018  (imports the library)
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # OSError: a library of it is missing
             raise LatencyError(
-                f"latency backend {self.name!r} needs a library that is not installed ({error}); run: {self.install}"
+                f"latency backend {self.name!r} needs something that is not installed ({error}); run: {self.install}"
             ) from None
         if setting.accelerator not in self.dtypes:
             raise LatencyError(
-                f"backend {self.name!r} does not run on {setting.accelerator!r}; it runs on {', '.join(self.dtypes)}"
+                f"backend {self.name!r} does not run on {setting.accelerator!r}; "
+                f"it runs on {', '.join(self.dtypes)} (--device)"
             )
         if setting.dtype not in self.dtypes[setting.accelerator]:
             raise LatencyError(
                 f"backend {self.name!r} on {setting.accelerator} does not run {setting.dtype!r}; "
-                f"it runs {', '.join(self.dtypes[setting.accelerator])}"
+                f"it runs {', '.join(self.dtypes[setting.accelerator])} (--dtype)"
             )
         if setting.memory_format not in self.memory_formats:
             raise LatencyError(
                 f"backend {self.name!r} does not run {setting.memory_format!r}; "
-                f"it chooses the layout itself from {' or '.join(map(repr, self.memory_formats))} input"
+                f"it runs {' or '.join(map(repr, self.memory_formats))} (--memory-format)"
             )
         for field in ("threads", "batch"):
             if getattr(setting, field) < 1:

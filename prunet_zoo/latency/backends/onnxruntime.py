@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from torch import nn
 
-from prunet_zoo.latency.backends.base import Backend, Session, Setting
+from prunet_zoo.latency.backends.base import Backend, Session, Setting, example_input
 from prunet_zoo.models.export import export_onnx
 
 
@@ -25,23 +28,42 @@ class OnnxRuntime(Backend):
     def prepare(self, module: nn.Module, input_shape: tuple[int, int, int, int], setting: Setting) -> Session:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = setting.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
         session = onnxruntime.InferenceSession(
-            export_onnx(module, input_shape), options, providers=["CPUExecutionProvider"]
+            export_onnx(module, input_shape), session_options(setting.threads), providers=["CPUExecutionProvider"]
         )
-        binding = session.io_binding()
-        x = np.random.default_rng(0).standard_normal(input_shape, dtype=np.float32)
-        binding.bind_ortvalue_input(session.get_inputs()[0].name, onnxruntime.OrtValue.ortvalue_from_numpy(x))
-        for output in session.get_outputs():
-            binding.bind_output(output.name, "cpu")
+        binding = bind(session, example_input(input_shape), "cpu")
 
         def run() -> object:
             session.run_with_iobinding(binding)
             return binding
 
-        return Session(run, in_thread=setting.threads == 1, spins=setting.threads > 1)
+        def output() -> np.ndarray:
+            run()
+            return np.asarray(binding.copy_outputs_to_cpu()[0])
+
+        return Session(run, in_thread=setting.threads == 1, spins=setting.threads > 1, output=output)
+
+
+def session_options(threads: int) -> Any:
+    """``SessionOptions``: sequential, all optimisations, warnings hidden."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    return options
+
+
+def bind(session: Any, x: np.ndarray, device: str) -> Any:
+    """An ``IOBinding`` with ``x`` copied to the device once and the outputs left there."""
+    import onnxruntime
+
+    binding = session.io_binding()
+    inputs: Sequence[Any] = session.get_inputs()
+    binding.bind_ortvalue_input(inputs[0].name, onnxruntime.OrtValue.ortvalue_from_numpy(x, device, 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device)
+    return binding

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from prunet_zoo.errors import LatencyError
-from prunet_zoo.latency.backends.base import Backend, Session, Setting, cpu_name
+from prunet_zoo.latency.backends.base import Backend, Session, Setting, cpu_name, example_input
+from prunet_zoo.latency.backends.cuda import CudaSession, require_cuda
+from prunet_zoo.latency.backends.verify import first_output
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class CudaSession(Session):
-    """Times the stream with CUDA events. The device is idle when a run starts, so launch gaps count, as at batch 1."""
-
-    def sample(self, n: int) -> list[float]:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        times = []
-        for _ in range(n):
-            torch.cuda.synchronize()
-            start.record()
-            self.run()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-        return times
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 class TorchEager(Backend):
-    """``model(x)`` in inference mode."""
+    """``model(x)`` in inference mode. Base of the backends that run the module itself."""
 
     name = "torch"
     install = "pip install torch"
     dtypes = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16", "bf16")}  # noqa: RUF012  (ClassVar in the base)
+    memory_formats = ("contiguous", "channels_last")
 
     @property
     def version(self) -> str:
@@ -44,8 +33,8 @@ class TorchEager(Backend):
 
     def check(self, setting: Setting) -> None:
         super().check(setting)
-        if setting.accelerator == "cuda" and not torch.cuda.is_available():
-            raise LatencyError("backend 'torch' was asked for cuda, but torch sees no CUDA device; use the cpu")
+        if setting.accelerator == "cuda":
+            require_cuda(self.name)
 
     def device_name(self, accelerator: str) -> str:
         return str(torch.cuda.get_device_name()) if accelerator == "cuda" else cpu_name()
@@ -60,15 +49,32 @@ class TorchEager(Backend):
             torch.set_num_threads(before)
 
     def prepare(self, module: nn.Module, input_shape: tuple[int, int, int, int], setting: Setting) -> Session:
-        dtype, device = _DTYPES[setting.dtype], torch.device(setting.accelerator)
-        ready = copy.deepcopy(module).eval().to(device=device, dtype=dtype)
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(input_shape, generator=generator).to(device=device, dtype=dtype)
+        ready, x = place(module, input_shape, setting)
+        return make_session(ready, x, setting)
 
-        def run() -> object:
-            with torch.inference_mode():
-                return ready(x)
 
-        if device.type == "cuda":
-            return CudaSession(run)
-        return Session(run, in_thread=setting.threads == 1)
+def place(
+    module: nn.Module, input_shape: tuple[int, int, int, int], setting: Setting
+) -> tuple[nn.Module, torch.Tensor]:
+    """A copy of ``module`` in eval mode and the example input, both in the setting's dtype, device and layout."""
+    device, dtype = torch.device(setting.accelerator), TORCH_DTYPES[setting.dtype]
+    layout: Any = _LAYOUTS[setting.memory_format]
+    ready: Any = copy.deepcopy(module).eval().to(device=device, dtype=dtype)
+    ready = ready.to(memory_format=layout)
+    x = torch.from_numpy(example_input(input_shape)).to(device=device, dtype=dtype, memory_format=layout)
+    return ready, x
+
+
+def make_session(call: Callable[[torch.Tensor], Any], x: torch.Tensor, setting: Setting) -> Session:
+    """A session that runs ``call(x)`` in inference mode."""
+
+    def run() -> object:
+        with torch.inference_mode():
+            return call(x)
+
+    def output() -> np.ndarray:
+        return first_output(run()).float().cpu().numpy()
+
+    if x.device.type == "cuda":
+        return CudaSession(run, output=output)
+    return Session(run, in_thread=setting.threads == 1, output=output)

@@ -1,4 +1,4 @@
-"""tools/latency.py measure: one network, on this machine."""
+"""tools/latency.py measure: networks, on this machine."""
 
 from __future__ import annotations
 
@@ -6,31 +6,81 @@ import argparse
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from prunet_zoo.errors import LatencyError, SpecError
 from prunet_zoo.latency.commands.setting import add_setting
 
 if TYPE_CHECKING:
+    from prunet_zoo.latency import Record
     from prunet_zoo.spec import NetSpec
 
 
 def add(commands: Any) -> None:
     """Add the parser."""
-    one = commands.add_parser("measure", help="measure one network")
+    one = commands.add_parser("measure", help="measure networks; several are measured in turn, to be compared")
     one.set_defaults(run=run)
-    one.add_argument("arch", help="listed name, spec (.json) or weights with a spec inside (.safetensors)")
     one.add_argument(
-        "--input-size", type=int, nargs="+", metavar="PX", help="side, or height and width (default: the spec's)"
+        "arch",
+        nargs="+",
+        help="listed name, timm/NAME, spec (.json) or weights with a spec inside (.safetensors)",
+    )
+    one.add_argument(
+        "--input-size",
+        type=int,
+        nargs="+",
+        metavar="PX",
+        help="side, or height and width (default: each network's own)",
     )
     one.add_argument("--seconds", type=float, default=0.4, help="time to spend on runs (default: %(default)s)")
+    one.add_argument(
+        "--attempts",
+        type=int,
+        default=4,
+        help="measurements at most until two agree undisturbed (default: %(default)s)",
+    )
     add_setting(one)
-    one.add_argument("--json", action="store_true", help="print the whole record as JSON")
+    one.add_argument("--log", metavar="FILE", help="append the records to this file (JSON lines)")
+    one.add_argument("--json", action="store_true", help="print the whole record as JSON; of several networks, a list")
 
 
 def run(args: argparse.Namespace) -> str:
-    """Measure one network; returns what is to be printed."""
-    from prunet_zoo.latency import measure
+    """Measure networks; returns what is to be printed."""
+    from prunet_zoo.latency import append_record, measure, measure_together, progress_bar, read_records
+
+    size = _checked_size(args)
+    if args.log is not None and os.path.exists(args.log):
+        read_records(args.log)  # before any time is spent
+    options: dict[str, Any] = {
+        "backend": args.backend,
+        "input_size": size,
+        "batch": args.batch,
+        "threads": args.threads,
+        "dtype": args.dtype,
+        "accelerator": args.device,
+        "seconds": args.seconds,
+        "memory_format": args.memory_format,
+        "attempts": args.attempts,
+    }
+    with _memory_told(args):
+        if len(args.arch) == 1:
+            records = [measure(args.arch[0], **options)]
+            if args.log is not None:
+                append_record(args.log, records[0])
+        else:
+            keep = None if args.log is None else lambda record: append_record(args.log, record)
+            with progress_bar("latency") as progress:
+                records = measure_together(args.arch, **options, progress=progress, keep=keep)
+    if args.json:
+        data = [record.to_dict() for record in records]
+        return json.dumps(data if len(data) > 1 else data[0], indent=2)
+    return "\n".join(map(describe, records))
+
+
+def _checked_size(args: argparse.Namespace) -> tuple[int, int] | None:
+    """The input size asked for; raises on arguments that cannot be, or do not fit into memory."""
     from prunet_zoo.models.backbone import resolve_arch
 
     if not (math.isfinite(args.seconds) and args.seconds >= 0):
@@ -39,33 +89,40 @@ def run(args: argparse.Namespace) -> str:
         raise SpecError(f"--input-size takes one side or height and width, got {len(args.input_size)} numbers")
     size = None if args.input_size is None else (args.input_size[0], args.input_size[-1])
     if args.device == "cpu":
-        check_memory(resolve_arch(args.arch), size, args.batch, args.dtype)
+        for arch in args.arch:
+            if not arch.startswith("timm/"):
+                check_memory(resolve_arch(arch), size, args.batch, args.dtype)
+    return size
+
+
+@contextmanager
+def _memory_told(args: argparse.Namespace) -> Iterator[None]:
+    """Turn a failed allocation into an error that says what to do."""
     try:
-        record = measure(
-            args.arch,
-            backend=args.backend,
-            input_size=size,
-            batch=args.batch,
-            threads=args.threads,
-            dtype=args.dtype,
-            accelerator=args.device,
-            seconds=args.seconds,
-        )
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        names, verb = ", ".join(args.arch), "does" if len(args.arch) == 1 else "do"
         raise LatencyError(
-            f"{args.arch} does not fit into the memory of {args.device}; take a smaller --input-size or --batch"
+            f"{names} {verb} not fit into the memory of {args.device}; take a smaller --input-size or --batch"
         ) from error
-    if args.json:
-        return json.dumps(record.to_dict(), indent=2)
+
+
+def describe(record: Record) -> str:
+    """One line of text; a second one where the measurement was disturbed."""
     height, width = record.input_size
-    return (
+    line = (
         f"{record.spec_name}: {record.median_ms:.4g} ms "
-        f"(p10 {record.p10_ms:.4g}, p90 {record.p90_ms:.4g}, {record.n} runs) for "
+        f"(95% interval {record.ci_low_ms:.4g} to {record.ci_high_ms:.4g}; "
+        f"p10 {record.p10_ms:.4g}, p90 {record.p90_ms:.4g}, {record.n} runs) for "
         f"{record.batch}×{height}×{width} px, {record.dtype}, {record.backend} {record.backend_version}, "
         f"{record.threads} thread(s), {record.device}"
     )
+    if not record.disturbed:
+        return line
+    tries = f"{record.attempts} attempts" if record.attempts > 1 else "1 attempt"
+    return f"{line}\n  DISTURBED ({tries}): {'; '.join(record.disturbed)}"
 
 
 def check_memory(spec: NetSpec, size: tuple[int, int] | None, batch: int, dtype: str) -> None:

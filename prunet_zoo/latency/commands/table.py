@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> str:
             dtype=args.dtype,
             batch=args.batch,
             accelerator=args.device,
+            memory_format=args.memory_format,
             effort=QUICK if args.quick else Effort(),
             progress=progress,
         )
@@ -46,10 +47,12 @@ def run(args: argparse.Namespace) -> str:
     about = {**table.describe(), "fastest_ms": fastest, "slowest_ms": slowest}
     if args.json:
         return json.dumps(about, indent=2)
-    fit = about["correction"]
+    fit, between = about["correction"], about["interpolation"]
     return (
         f"{args.out}: {about['blocks']} blocks of {about['space_name']} on {about['device']}, {about['backend']}; "
         f"{fit['networks']} whole networks, each predicted from the others: typical error {fit['typical_error']:.1%}, "
         f"worst {fit['worst_error']:.1%}\n"
+        f"a width left out and interpolated across twice its gap: typical error {between['typical']:.1%}, worst "
+        f"{between['worst']:.1%}\n"
         f"fastest network of the space {fastest:.4g} ms, slowest {slowest:.4g} ms: a search's target lies between them"
     )

@@ -1,0 +1,240 @@
+"""Latency tables against measured networks: every shipped search space, on ONNX Runtime and torch, one CPU thread.
+
+    python benchmarks/latency_spaces.py [--work-dir D] [--json F] [--png F] [--quick]
+
+For each space and backend
+
+1. every block is measured at every width, with 16 whole networks for the correction;
+2. 50 random networks of all sizes and 50 drawn uniformly (`SearchSpace.sample`: middling ones, so that their order is
+   harder to tell) are measured, in two passes some time apart with sessions of their own; the figure is the mean of
+   the two medians;
+3. from the full table three are taken: ``full``, every width; ``shipped``, the widths that `Effort()` would have
+   measured; ``quarter``, a quarter of the widths of every grid, evenly spread. Each gets its own correction, fitted on
+   the 16 networks, and predicts the measured ones.
+
+Tables and records are kept in ``--work-dir``; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from prunet_zoo.files import write_json
+from prunet_zoo.latency import QUICK, Effort, LatencyTable, Record, build_table, measure_together, progress_bar
+from prunet_zoo.latency.correction import fit_correction
+from prunet_zoo.latency.plan import Template, finer_widths, first_widths, list_templates, plan_networks
+from prunet_zoo.latency.predictions import kendall
+from prunet_zoo.latency.record import append_record, now, read_records
+from prunet_zoo.space import Encoding, SearchSpace, list_spaces, load_space
+
+BACKENDS = ("onnxruntime", "torch")
+PASSES = 2
+SEED = 7  # the tables' own networks are of seed 0
+FULL = Effort(all_widths=1_000_000)
+
+Choose = Callable[[Template, dict[int, float], int], Sequence[int]]  # widths of a block, of those in the full table
+
+
+def every_width(template: Template, points: dict[int, float], quantum: int) -> Sequence[int]:
+    return template.grid
+
+
+def shipped_widths(template: Template, points: dict[int, float], quantum: int) -> Sequence[int]:
+    """What `build_table` would have measured: a few widths first, then finer where it is needed."""
+    known = {w: points[w] for w in first_widths(template.grid, Effort())}
+    while wanted := finer_widths(template.grid, known, Effort(), quantum):
+        known.update({w: points[w] for w in wanted})
+    return sorted(known)
+
+
+def quarter_of_widths(template: Template, points: dict[int, float], quantum: int) -> Sequence[int]:
+    """Evenly spread, both ends included."""
+    count = min(len(template.grid), max(2, -(-len(template.grid) // 4)))
+    return first_widths(template.grid, Effort(all_widths=0, first_widths=count)) if count > 1 else template.grid
+
+
+TABLES: dict[str, Choose] = {"full": every_width, "shipped": shipped_widths, "quarter": quarter_of_widths}
+
+
+def thin(table: LatencyTable, choose: Choose) -> LatencyTable:
+    """The table with some of its widths, corrected on the same networks."""
+    kept = LatencyTable(table.header, [], table.path)
+    for template in list_templates(table.space):
+        points = table.points[template.key]
+        kept.points[template.key] = {w: points[w] for w in choose(template, points, table.quantum)}
+    kept.parts, kept.networks = dict(table.parts), dict(table.networks)
+    kept.correction = fit_correction([kept.parts_of(encoding, ms) for encoding, ms in kept.networks.items()])
+    return kept
+
+
+def draw_networks(space: SearchSpace, table: LatencyTable, count: int) -> dict[str, list[Encoding]]:
+    """Networks that the table was not corrected on, by the way that they are drawn."""
+    rng = random.Random(SEED)
+    sizes = [e for e in plan_networks(space, count + 2, seed=SEED)[2:] if e not in table.networks]
+    return {"sizes": sizes, "uniform": [space.sample(rng) for _ in range(count)]}
+
+
+def measure_twice(
+    space: SearchSpace, backend: str, encodings: Sequence[Encoding], seconds: float, log: Path
+) -> list[list[Record]]:
+    """Records of each network, one a pass; what ``log`` holds is not measured again."""
+    have: dict[str, list[Record]] = {}
+    for record in read_records(log) if log.is_file() else []:
+        have.setdefault(record.spec_hash, []).append(record)
+    specs = [space.decode(encoding) for encoding in encodings]
+    with progress_bar(f"{space.name}, {backend}: networks") as progress:
+        for number in range(PASSES):
+            lacking = list({s.hash: s for s in specs if len(have.get(s.hash, [])) <= number}.values())
+            made = measure_together(
+                lacking, backend, seconds=seconds, attempts=2, progress=progress,
+                keep=lambda record: append_record(log, record),
+            )  # fmt: skip
+            for record in made:
+                have.setdefault(record.spec_hash, []).append(record)
+    return [have[spec.hash][:PASSES] for spec in specs]
+
+
+def compare(table: LatencyTable, space: SearchSpace, encodings: Sequence[Encoding], ms: np.ndarray) -> dict[str, Any]:
+    """How well a table predicts measured networks."""
+    predicted = np.array([table(space.decode(encoding)) for encoding in encodings])
+    errors = predicted / ms - 1
+    return {
+        "n": len(errors),
+        "within5": float((abs(errors) <= 0.05).mean()),
+        "within10": float((abs(errors) <= 0.10).mean()),
+        "tau": kendall(predicted, ms),
+        "mean_abs": float(abs(errors).mean()),
+        "worst": float(abs(errors).max()),
+        "bias": float(errors.mean()),
+        "predicted_ms": [round(float(p), 5) for p in predicted],
+    }
+
+
+def examine(space: SearchSpace, backend: str, args: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """All figures of one space on one backend."""
+    effort = replace(QUICK, all_widths=FULL.all_widths) if args.quick else FULL
+    with progress_bar(f"{space.name}, {backend}: table") as progress:
+        path = out / f"{space.name}_{backend}.jsonl"
+        table = build_table(space, path, backend, effort=effort, progress=progress)
+    drawn = draw_networks(space, table, 8 if args.quick else args.networks)
+    encodings = [encoding for some in drawn.values() for encoding in some]
+    seconds = 0.1 if args.quick else args.seconds
+    pairs = measure_twice(space, backend, encodings, seconds, out / f"{space.name}_{backend}_networks.jsonl")
+    figures = np.array([np.mean([record.median_ms for record in records]) for records in pairs])
+    result: dict[str, Any] = {"device": table.header.device, "backend_version": table.header.backend_version}
+    first, second = (np.array([records[i].median_ms for records in pairs]) for i in range(PASSES))
+    result["repeat"] = {
+        "mean_abs": float(abs(second / first - 1).mean()),
+        "worst": float(abs(second / first - 1).max()),
+    }
+    result["disturbed"] = sum(any(r.disturbed for r in records) for records in pairs)
+    begin = 0
+    for kind, some in drawn.items():
+        ms = figures[begin : begin + len(some)]
+        begin += len(some)
+        result[kind] = {"measured_ms": [round(float(m), 5) for m in ms]}
+        for name, choose in TABLES.items():
+            thinned = thin(table, choose)
+            result[kind][name] = compare(thinned, space, some, ms)
+            result[kind][name]["blocks"] = sum(len(points) for points in thinned.points.values())
+        result[kind]["quarter_to_full"] = result[kind]["quarter"]["mean_abs"] / result[kind]["full"]["mean_abs"]
+    return result
+
+
+def show(rows: dict[str, dict[str, Any]]) -> None:
+    """Print the figures."""
+    shown = Table(
+        "space", "backend", "networks", "table", "blocks", "within 5%", "within 10%", "mean error", "worst", "τ",
+        title="table against measured",
+    )  # fmt: skip
+    for space, backends in rows.items():
+        for backend, result in backends.items():
+            for kind in ("sizes", "uniform"):
+                for name in TABLES:
+                    row = result[kind][name]
+                    shown.add_row(
+                        space, backend, f"{row['n']} {kind}", name, str(row["blocks"]), f"{row['within5']:.0%}",
+                        f"{row['within10']:.0%}", f"{row['mean_abs']:.2%}", f"{row['worst']:.1%}", f"{row['tau']:.4f}",
+                    )  # fmt: skip
+    console = Console(width=130)
+    console.print(shown)
+    for space, backends in rows.items():
+        for backend, result in backends.items():
+            repeat = result["repeat"]
+            console.print(
+                f"{space}, {backend}: measured twice, differs by {repeat['mean_abs']:.2%} "
+                f"(worst {repeat['worst']:.1%}), {result['disturbed']} networks marked as disturbed; quarter / full "
+                f"error {result['sizes']['quarter_to_full']:.2f} (sizes), "
+                f"{result['uniform']['quarter_to_full']:.2f} (uniform)",
+                highlight=False,
+            )
+
+
+def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
+    """Predicted over measured, one panel a space and backend."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = [(space, backend, result) for space, backends in rows.items() for backend, result in backends.items()]
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.0), squeeze=False)
+    for ax, (space, backend, result) in zip(axes[0], panels, strict=True):
+        for kind, marker, color in (("sizes", "o", "#2a6f97"), ("uniform", "^", "#e07a5f")):
+            ms, row = np.array(result[kind]["measured_ms"]), result[kind]["shipped"]
+            label = f"{row['n']} {kind}: {row['mean_abs']:.1%}, τ {row['tau']:.3f}"
+            ax.plot(ms, np.array(row["predicted_ms"]) / ms - 1, marker, color=color, ms=4, label=label, alpha=0.8)
+        for bound in (0.05, 0.10):
+            ax.axhspan(-bound, bound, color="#8d99ae", alpha=0.15, zorder=0)
+        ax.axhline(0, color="#555555", lw=0.8)
+        ax.set(xscale="log", ylim=(-0.16, 0.16), xlabel="measured, ms", title=f"{space}\n{backend}, 1 thread")
+        ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+        ax.legend(fontsize=7, loc="lower right")
+    axes[0][0].set_ylabel("predicted by the table / measured - 1")
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="F", help="write the figures to this file")
+    parser.add_argument("--png", type=Path, metavar="F", help="draw them")
+    parser.add_argument("--work-dir", type=Path, metavar="D", help="tables and records; default: a temporary folder")
+    parser.add_argument("--spaces", nargs="+", default=list_spaces(), metavar="NAME")
+    parser.add_argument("--backends", nargs="+", default=list(BACKENDS), metavar="NAME")
+    parser.add_argument("--networks", type=int, default=50, help="of each kind (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.4, help="on each network and pass (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="the smallest space, ONNX Runtime, 16 networks")
+    args = parser.parse_args()
+    if args.quick:
+        args.spaces, args.backends = ["prunet_cpu_small"], ["onnxruntime"]
+    torch.set_num_threads(1)
+    out = args.work_dir or Path(tempfile.mkdtemp(prefix="latency_spaces_"))
+    out.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, dict[str, Any]] = {}
+    for name in args.spaces:
+        for backend in args.backends:
+            rows.setdefault(name, {})[backend] = examine(load_space(name), backend, args, out)
+    show(rows)
+    if args.json:
+        write_json(
+            args.json, {"command": "python benchmarks/latency_spaces.py --json F", "date": now(), "spaces": rows}
+        )
+    if args.png:
+        draw(rows, args.png)
+
+
+if __name__ == "__main__":
+    main()

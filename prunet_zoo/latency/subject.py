@@ -1,0 +1,100 @@
+"""What is to be measured: a network of this package or, as ``timm/NAME``, of timm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunet_zoo.errors import LatencyError, unknown_name
+from prunet_zoo.latency.probes import randomise
+from prunet_zoo.models import create_model
+from prunet_zoo.spec import NetSpec, Size, as_size, load_spec
+
+Arch = str | Path | dict[str, Any] | NetSpec | nn.Module
+TIMM = "timm/"
+MAX_PARAMS_TOGETHER = 60_000_000  # networks in memory at a time; a backend may keep several copies
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network ready to be prepared by a backend. ``spec``: None for a network of timm."""
+
+    name: str
+    spec: NetSpec | None
+    module: nn.Module
+    channels: int
+    size: tuple[int, int]
+
+    @property
+    def params(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.module.parameters())
+
+
+def load_subject(arch: Arch, input_size: Size | None = None) -> Subject:
+    """Build what `measure` takes as ``arch``; without weights, with random ones of ordinary scale.
+
+    Args:
+        arch: see `prunet_zoo.latency.measure`.
+        input_size: one side or (H, W) in px; None takes the network's own (of timm's networks, the one that their
+            published accuracy is for).
+
+    Raises:
+        LatencyError: a module without a spec.
+        UnknownNameError, SpecError, CheckpointError: about ``arch`` or ``input_size``.
+    """
+    if isinstance(arch, str) and arch.startswith(TIMM):
+        return _load_timm(arch, input_size)
+    spec, module = _network(arch)
+    size = as_size(spec.input_size if input_size is None else input_size)
+    list(spec.placed(size))  # raises SpecError where the input is too small
+    return Subject(spec.name, spec, module, spec.in_channels, size)
+
+
+def _load_timm(arch: str, input_size: Size | None) -> Subject:
+    import timm
+
+    name = arch.removeprefix(TIMM)
+    if not timm.is_model(name.partition(".")[0]):
+        raise unknown_name("network of timm", name, timm.list_models())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = timm.create_model(name, pretrained=False)
+    cfg: Any = module.pretrained_cfg
+    channels, *own = cfg.get("test_input_size") or cfg["input_size"]
+    return Subject(arch, None, randomise(module), channels, as_size(tuple(own) if input_size is None else input_size))
+
+
+def _network(arch: str | Path | dict[str, Any] | NetSpec | nn.Module) -> tuple[NetSpec, nn.Module]:
+    if isinstance(arch, nn.Module):
+        spec = getattr(arch, "spec", None)
+        if not isinstance(spec, NetSpec):
+            raise LatencyError(f"a module to be measured needs its NetSpec as .spec; {type(arch).__name__} has none")
+        return spec, arch
+    if str(arch).endswith(".safetensors"):
+        model = create_model(arch)
+        return model.spec, model
+    spec = load_spec(arch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return spec, randomise(create_model(spec))
+
+
+def subject_groups(archs: Sequence[Arch | tuple[Arch, Size]], input_size: Size | None) -> Iterator[list[Subject]]:
+    """The networks in order, built in groups that fit into memory together; a tuple names its own input size."""
+    group: list[Subject] = []
+    params = 0
+    for arch in archs:
+        subject = load_subject(*arch) if isinstance(arch, tuple) else load_subject(arch, input_size)
+        if group and params + subject.params > MAX_PARAMS_TOGETHER:
+            yield group
+            group, params = [], 0
+        group.append(subject)
+        params += subject.params
+    if group:
+        yield group

@@ -1,0 +1,169 @@
+"""The formats: how a file is written, and how it is run to be checked. Libraries are imported when they are needed."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from prunet_zoo.models.export.errors import ExportError
+from prunet_zoo.models.export.onnx import INSTALL, OPSET, add_metadata, to_onnx
+
+Array = NDArray[np.float32]
+RunFile = Callable[[Array], list[Array]]  # (B, C, H, W) → each output
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a file is to be.
+
+    ``example``: an input of the graph, with a free batch of at least two images. ``outputs``: their names. ``dtype``:
+    "fp32" or "fp16" (see each format). ``metadata``: JSON values that the file tells.
+    """
+
+    example: torch.Tensor
+    outputs: tuple[str, ...]
+    dynamic_batch: bool
+    dtype: str
+    opset: int
+    metadata: Mapping[str, Any]
+
+
+class Format(ABC):
+    """A kind of file."""
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    install: ClassVar[str]  # the command that installs what writes or runs it
+    dynamic: ClassVar[bool] = True  # whether the batch can be free
+
+    @property
+    @abstractmethod
+    def runtime(self) -> str:
+        """Name and version of what runs the file; raises `ImportError` where it is missing."""
+
+    @property
+    def half_graph(self) -> bool:
+        """Whether for fp16 the graph is given in float16 inside; else the format makes it so itself."""
+        return False
+
+    @abstractmethod
+    def write(self, graph: nn.Module, plan: Plan, path: Path) -> None:
+        """Write ``graph`` to ``path``, and to files beside it that have its stem or name before another suffix."""
+
+    @abstractmethod
+    def open(self, path: Path) -> RunFile:
+        """Load a file to run it on the CPU (an engine: on its GPU)."""
+
+
+class Onnx(Format):
+    """fp16: weights and arithmetic in float16, input and outputs float32."""
+
+    name, suffix, install, half_graph = "onnx", ".onnx", INSTALL, True
+
+    @property
+    def runtime(self) -> str:
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__}"
+
+    def write(self, graph: nn.Module, plan: Plan, path: Path) -> None:
+        data = to_onnx(graph, plan.example, plan.outputs, plan.dynamic_batch, plan.opset)
+        path.write_bytes(add_metadata(data, plan.metadata))
+
+    def open(self, path: Path) -> RunFile:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return lambda x: session.run(None, {"input": x})
+
+
+class TorchScript(Format):
+    """fp16: as ONNX. What it tells of itself lies in the extra file ``prunet_zoo.json``."""
+
+    name, suffix, install, half_graph = "torchscript", ".torchscript.pt", "pip install torch", True
+    about: ClassVar[str] = "prunet_zoo.json"
+
+    @property
+    def runtime(self) -> str:
+        return f"torch {torch.__version__}"
+
+    def write(self, graph: nn.Module, plan: Plan, path: Path) -> None:
+        buffer = io.BytesIO()
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of the tracer: the file is compared with the network below
+            traced = torch.jit.freeze(torch.jit.trace(graph, plan.example))
+            torch.jit.save(traced, buffer, _extra_files={self.about: json.dumps(plan.metadata, sort_keys=True)})
+        path.write_bytes(buffer.getvalue())
+
+    def open(self, path: Path) -> RunFile:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = torch.jit.load(str(path), map_location="cpu")
+
+        def run(x: Array) -> list[Array]:
+            with torch.no_grad(), torch.jit.optimized_execution(False):
+                outs = module(torch.from_numpy(x))
+            return [out.numpy() for out in (outs if isinstance(outs, tuple) else (outs,))]
+
+        return run
+
+
+class OpenVino(Format):
+    """An ``.xml`` and a ``.bin`` beside it. fp16: weights are stored in float16, the device chooses the arithmetic."""
+
+    name, suffix, install = "openvino", ".xml", "pip install openvino"
+
+    @property
+    def runtime(self) -> str:
+        import openvino
+
+        return f"openvino {openvino.__version__.partition('-')[0]}"
+
+    def write(self, graph: nn.Module, plan: Plan, path: Path) -> None:
+        import openvino
+
+        if path.suffix != self.suffix:
+            raise ExportError(f"an OpenVINO model is FILE.xml with FILE.bin beside it; got the name {path.name}")
+        model = openvino.Core().read_model(to_onnx(graph, plan.example, plan.outputs, plan.dynamic_batch, OPSET))
+        for key, value in plan.metadata.items():
+            model.set_rt_info(json.dumps(value, ensure_ascii=False, sort_keys=True), ["model_info", key])
+        openvino.save_model(model, str(path), compress_to_fp16=plan.dtype == "fp16")
+        openvino.Core().read_model(str(path))  # it does not say so itself when the disk is full
+
+    def open(self, path: Path) -> RunFile:
+        import openvino
+
+        # newer CPUs would compute in bfloat16
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        compiled = openvino.Core().compile_model(str(path), "CPU", options)
+        return lambda x: [np.array(compiled(x)[i]) for i in range(len(compiled.outputs))]
+
+
+FORMATS: dict[str, Format] = {form.name: form for form in (Onnx(), TorchScript(), OpenVino())}
+
+
+def need(form: Format) -> str:
+    """The format's runtime with its version.
+
+    Raises:
+        ExportError: it is not installed.
+    """
+    try:
+        return form.runtime
+    except ImportError as error:
+        raise ExportError(
+            f"format {form.name!r} needs a library that is not installed ({error}); run: {form.install}"
+        ) from None
