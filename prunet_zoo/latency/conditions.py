@@ -13,7 +13,7 @@ from prunet_zoo.latency.record import Timing
 from prunet_zoo.latency.references import NAMES, References
 from prunet_zoo.latency.timing import Series, summarise
 
-CLEAN_SHARE = 0.75  # of the rounds must be at full speed
+CLEAN_SHARE = 0.3  # of the rounds must be at full speed; the others do not count
 WIDE = 0.015  # half the width of an interval that says little
 DRIFT = 0.02  # difference of the statistic between two halves of the time
 TAKEN = 0.25  # of the time that other processes had the processor: caches are cold after it
@@ -24,12 +24,15 @@ MIN_CLEAN = 5  # rounds that a statistic takes
 
 @dataclass(frozen=True)
 class Verdict:
-    """A timing, why it is not to be relied on (empty: nothing found), and what was seen."""
+    """A timing, why it is not to be relied on (empty: nothing found), and what was seen.
+
+    ``reasons``: something disturbed it. ``doubts``: it varies more than it should; another that agrees removes these.
+    """
 
     timing: Timing
     reasons: tuple[str, ...]
+    doubts: tuple[str, ...]
     clock: dict[str, Any]
-    drift: float
 
 
 class Watch:
@@ -58,11 +61,11 @@ class Watch:
         taken = max(0.0, 1 - series.cpu_s / series.wall_s) if session.in_thread and series.wall_s else None
         reasons = [
             *self._speed(series, clean),
-            *_spread(timing, drift),
             *self._machine(self.during, taken),
             *nvidia.gpu_reasons(self.gpu_before, self.gpu_after, DRIFT),
         ]
-        return Verdict(timing, tuple(reasons), self._clock(self.during, series, clean, taken, drift), drift)
+        doubts = [*wide(timing), *_drifting(drift)]
+        return Verdict(timing, tuple(reasons), tuple(doubts), self._clock(self.during, series, clean, taken, drift))
 
     def _speed(self, series: Series, clean: list[bool]) -> list[str]:
         share = sum(clean) / len(clean)
@@ -115,10 +118,10 @@ def _drift(series: Series, clean: list[bool]) -> float:
     return max(halves) / min(halves) - 1 if min(halves) > 0 else 0.0
 
 
-def _spread(timing: Timing, drift: float) -> list[str]:
-    reasons = []
-    if timing.precision > WIDE:
-        reasons.append(f"the interval is ±{timing.precision:.1%} after {timing.rounds} rounds")
-    if drift > DRIFT:
-        reasons.append(f"one half of the time was {drift:.1%} slower than the other")
-    return reasons
+def wide(timing: Timing) -> list[str]:
+    """The doubt that an interval raises, if it is wide."""
+    return [f"the interval is ±{timing.precision:.1%} after {timing.rounds} rounds"] if timing.precision > WIDE else []
+
+
+def _drifting(drift: float) -> list[str]:
+    return [f"one half of the time was {drift:.1%} slower than the other"] if drift > DRIFT else []

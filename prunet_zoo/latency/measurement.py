@@ -1,8 +1,9 @@
 """`measure` and `measure_together`: the latency of networks on this machine, as records.
 
 What disturbs only slows, and on a machine that others use too it may do so for seconds without a trace. So a network is
-measured at least twice, some time apart, until the two fastest measurements agree and nothing was found that disturbed
-them (`Watch.judge`); the record is of those that agree. Otherwise it says what disturbed it.
+measured at least twice, some time apart and prepared anew (where its weights lie in memory makes a difference too),
+until the two fastest measurements agree and nothing was found that disturbed them (`Watch.judge`); the record is of
+those that agree. Otherwise it says what disturbed it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.latency.backends import Backend, Session, Setting, get_backend
-from prunet_zoo.latency.conditions import Verdict, Watch
+from prunet_zoo.latency.conditions import Verdict, Watch, wide
 from prunet_zoo.latency.device import fingerprint, gpu_id, usable_cores
 from prunet_zoo.latency.record import Record, now
 from prunet_zoo.latency.references import References, recall, reference_key, remember
@@ -24,7 +25,7 @@ from prunet_zoo.spec import Size
 
 PRECISION = 0.01  # half the width of the interval that is aimed at
 MIN_ROUNDS = 15  # below, the interval is too narrow to be true
-AGREE = 0.015  # difference of two measurements that confirm each other
+AGREE = 0.01  # difference of two measurements that confirm each other
 APART_SECONDS = 1.0  # between the beginnings of two measurements of a network
 GPU_WARM_SECONDS = 0.5  # until a GPU has raised its clock
 
@@ -41,7 +42,7 @@ def measure(
     accelerator: str = "cpu",
     seconds: float = 0.4,
     memory_format: str = "contiguous",
-    attempts: int = 4,
+    attempts: int = 5,
 ) -> Record:
     """Measure the latency of a network in eval mode.
 
@@ -80,7 +81,7 @@ def measure_together(
     accelerator: str = "cpu",
     seconds: float = 0.4,
     memory_format: str = "contiguous",
-    attempts: int = 4,
+    attempts: int = 5,
     progress: Progress | None = None,
     keep: Callable[[Record], None] | None = None,
 ) -> list[Record]:
@@ -128,13 +129,14 @@ class _Bench:
 
     def measure_group(self, group: list[Subject]) -> list[Record]:
         with self.engine.environment(self.setting):
-            sessions = [
-                self.engine.prepare(s.module, (self.setting.batch, s.channels, *s.size), self.setting) for s in group
-            ]
+            sessions = [self._prepare(subject) for subject in group]
             found: list[list[Visit]] = [[] for _ in sessions]
             pending = list(range(len(sessions)))
             for number in range(self.attempts):
                 start = time.monotonic()
+                if number and self.engine.quick_prepare:
+                    for i in pending:
+                        sessions[i] = self._prepare(group[i])
                 for i, visit in zip(pending, self._attempt([sessions[i] for i in pending]), strict=True):
                     found[i].append(visit)
                 pending = [i for i in pending if self._is_open(found[i])]
@@ -144,6 +146,10 @@ class _Bench:
         return [
             self._record(subject, settle(visits), len(visits)) for subject, visits in zip(group, found, strict=True)
         ]
+
+    def _prepare(self, subject: Subject) -> Session:
+        shape = (self.setting.batch, subject.channels, *subject.size)
+        return self.engine.prepare(subject.module, shape, self.setting)
 
     def _is_open(self, visits: list[Visit]) -> bool:
         return len(visits) < min(2, self.attempts) or bool(settle(visits).reasons)
@@ -201,9 +207,9 @@ def settle(visits: Sequence[Visit]) -> Verdict:
     best = min(near, key=lambda visit: len(visit.verdict.reasons))
     if len(near) > 1:
         timing = join_series([visit.series for visit in near]).timing(best.references)
-        return replace(best.verdict, timing=timing)
-    if len(ordered) == 1:
-        return best.verdict
-    slower = ordered[1].verdict.timing.median_ms / fastest - 1
-    reason = f"no other of {len(ordered)} measurements agrees: the next was {slower:.1%} slower"
-    return replace(best.verdict, reasons=(*best.verdict.reasons, reason))
+        return replace(best.verdict, timing=timing, reasons=(*best.verdict.reasons, *wide(timing)))
+    reasons = [*best.verdict.reasons, *best.verdict.doubts]
+    if len(ordered) > 1:
+        slower = ordered[1].verdict.timing.median_ms / fastest - 1
+        reasons.append(f"no other of {len(ordered)} measurements agrees: the next was {slower:.1%} slower")
+    return replace(best.verdict, reasons=tuple(reasons))

@@ -50,7 +50,7 @@ class Plan:
     tables: Sequence[Path] = ()
     random: int = 16
     blocks: Sequence[str] = ()
-    attempts: int = 4
+    attempts: int = 5
     backend: str | Backend = "onnxruntime"
     setting: Setting = field(default_factory=Setting)
     seconds: float = 0.4

@@ -152,13 +152,13 @@ def test_time_taken_by_others_marks_one_thread_only(spec):
         assert watch.judge(Session(lambda: None, in_thread=in_thread), series).reasons == expected
 
 
-def test_drift_and_a_wide_interval_mark():
+def test_drift_and_a_wide_interval_are_doubts():
     watch = Watch(Setting(), 2.0, None, None)
     watch.stop()
     steps = Series(rounds=[[1.0]] * 15 + [[1.1]] * 15)
-    assert "one half of the time was 10.0% slower than the other" in watch.judge(Session(lambda: None), steps).reasons
+    assert "one half of the time was 10.0% slower than the other" in watch.judge(Session(lambda: None), steps).doubts
     wide = Series(rounds=[[1.0 + 0.1 * i] for i in range(15)])
-    assert any("the interval is ±" in reason for reason in watch.judge(Session(lambda: None), wide).reasons)
+    assert any("the interval is ±" in doubt for doubt in watch.judge(Session(lambda: None), wide).doubts)
 
 
 def test_a_verdict_needs_the_end():
@@ -167,7 +167,7 @@ def test_a_verdict_needs_the_end():
 
 
 def _visit(ms, *reasons):
-    return Visit(Series(rounds=[[ms]] * 3), Verdict(summarise([[ms]] * 3), reasons, {}, 0.0), None)
+    return Visit(Series(rounds=[[ms]] * 3), Verdict(summarise([[ms]] * 3), reasons, (), {}), None)
 
 
 def test_the_fastest_two_must_agree():

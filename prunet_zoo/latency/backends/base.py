@@ -106,6 +106,7 @@ class Backend(ABC):
     install: ClassVar[str]  # the command that installs it
     dtypes: ClassVar[dict[str, tuple[str, ...]]]  # accelerator → dtypes it can run
     memory_formats: ClassVar[tuple[str, ...]] = ("contiguous",)
+    quick_prepare: ClassVar[bool] = False  # a measurement may prepare a network several times
 
     @property
     @abstractmethod

@@ -18,6 +18,7 @@ class CudaGraph(TorchEager):
     """Captured after warm-up on a side stream, as torch's documentation asks for; a run is a replay."""
 
     name = "cuda-graph"
+    quick_prepare = False
     install = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
     dtypes = {"cuda": ("fp32", "fp16", "bf16")}  # noqa: RUF012  (ClassVar in the base)
 

@@ -17,6 +17,7 @@ class OnnxRuntime(Backend):
 
     name = "onnxruntime"
     install = "pip install onnx onnxruntime"
+    quick_prepare = True
     dtypes = {"cpu": ("fp32",)}  # noqa: RUF012  (ClassVar in the base)
 
     @property

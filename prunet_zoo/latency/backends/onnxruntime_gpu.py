@@ -109,6 +109,7 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
     weights, so that two blocks of the same form could get each other's engine."""
 
     name = "onnxruntime-tensorrt"
+    quick_prepare = False
     install = "pip uninstall -y onnxruntime; pip install onnx onnxruntime-gpu tensorrt"
     provider = "TensorrtExecutionProvider"
     libraries = (

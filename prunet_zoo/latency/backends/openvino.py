@@ -21,6 +21,7 @@ class OpenVino(Backend):
 
     name = "openvino"
     install = "pip install onnx openvino"
+    quick_prepare = True
     dtypes = {"cpu": ("fp32", "bf16", "fp16")}  # noqa: RUF012  (ClassVar in the base)
 
     @property

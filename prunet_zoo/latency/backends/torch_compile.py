@@ -25,6 +25,7 @@ class TorchCompile(TorchEager):
     """Compiled in `prepare`; a graph break is an error, because the rest would run in Python unnoticed."""
 
     name = "torch-compile"
+    quick_prepare = False
 
     def check(self, setting: Setting) -> None:
         super().check(setting)

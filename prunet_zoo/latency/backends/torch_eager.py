@@ -24,6 +24,7 @@ class TorchEager(Backend):
 
     name = "torch"
     install = "pip install torch"
+    quick_prepare = True
     dtypes = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16", "bf16")}  # noqa: RUF012  (ClassVar in the base)
     memory_formats = ("contiguous", "channels_last")
 
