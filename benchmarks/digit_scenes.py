@@ -129,7 +129,7 @@ def prepare_network(work: Path, seed: int, quick: bool, console: Console) -> tup
         Job("latency table", ("tools/latency.py", "table", SPACE, "--out", str(table)), work / "table"),
         Job(
             "search",
-            ("tools/search.py", SEARCH, "--target-ms", str(TARGET_MS), "--table", str(table), "--verify", "4",
+            ("tools/search.py", SEARCH, "--target-ms", str(TARGET_MS), "--table", str(table),
              *common, str(search)),
             search,
         ),

@@ -39,6 +39,14 @@ def signal_handlers() -> Iterator[None]:
     assert left == before
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What measurements remember of this machine goes into a folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def load_tool() -> Callable[[str], ModuleType]:
     """Executes ``tools/NAME.py`` as a module, each time anew."""

@@ -90,7 +90,7 @@ def test_stages_arguments_and_summary(bench: Bench) -> None:
     tail = ["--seed", "3", "--resume"]
     table, spec = str(out / "latency_table.jsonl"), str(out / "search/spec.json")
     assert calls["table"] == ["table", "prunet_cpu_small", "--out", table]
-    search = [CONFIGS["search"], "--target-ms", "0.3", "--table", table, "--verify", "4"]  # 0.1 + 0.6 / 3
+    search = [CONFIGS["search"], "--target-ms", "0.3", "--table", table]  # 0.1 + 0.6 / 3
     assert calls["search"] == [*search, "--work-dir", str(out / "search"), *tail]
     weights = str(out / "search/weights.safetensors")
     classify = [CONFIGS["classifier"], "--arch", spec, "--weights", weights]
@@ -137,7 +137,7 @@ def test_the_real_tools_take_the_stages_arguments(bench: Bench) -> None:
                 tool.main(bench.calls[stage])
     assert all(args.resume and args.seed == 0 for args in seen)
     assert [args.work_dir for args in seen] == [str(bench.out / stage) for stage in STAGES[1:4]]
-    assert seen[0].target_ms == 0.25 and seen[0].verify == 4
+    assert seen[0].target_ms == 0.25 and seen[0].verify is None
 
 
 def test_a_second_call_skips_what_stands(bench: Bench) -> None:

@@ -8,7 +8,7 @@ title = "digits"
 # stages but the detector a second thread gains nothing
 env = dict(GOMP_SPINCOUNT="0", OMP_NUM_THREADS="1")
 table = dict(space="prunet_cpu_small")
-search = dict(config="configs/search/tiered_prunet-cpu-small_digits.py", verify=4)
+search = dict(config="configs/search/tiered_prunet-cpu-small_digits.py")
 classifier = dict(config="configs/classification/prunet-cpu-small_digits.py")
 detectors = dict(
     detector=dict(

@@ -16,14 +16,12 @@ from pydantic import Field
 from torch import nn
 
 from prunet_zoo.latency.backends import Backend, Setting, get_backend
+from prunet_zoo.latency.interleave import time_sets
 from prunet_zoo.latency.probes import Probe, block_probe, randomise
 from prunet_zoo.latency.record import now
-from prunet_zoo.latency.timing import time_in_turn
 from prunet_zoo.models import create_model
 from prunet_zoo.models.layers import ConvNormAct, PooledHead
 from prunet_zoo.spec import BlockSpec, Frozen, NetSpec, load_spec
-
-MIN_PASSES = 21  # runs of each probe at least
 
 Place = tuple[BlockSpec, int, tuple[int, int]]
 
@@ -123,7 +121,7 @@ def _measure(spec: NetSpec, engine: Backend, setting: Setting, seconds: float) -
             engine.prepare(randomise(m), (setting.batch, *shape), setting)
             for m, shape in zip(modules, inputs, strict=True)
         ]
-        *timings, tail_ms, whole_ms = (t.median_ms for t in time_in_turn(sessions, seconds, MIN_PASSES))
+        *timings, tail_ms, whole_ms = (t.median_ms for t in time_sets([sessions], seconds)[0])
     frame = dict(zip(shapes, timings, strict=False))
     probe = dict(zip(places, timings[len(shapes) :], strict=True))
     parts = []

@@ -20,6 +20,7 @@ from prunet_zoo.latency.plan import Effort, Item, arrange, finer_widths, first_w
 from prunet_zoo.latency.probes import Probe, block_probe, random_network, randomise, stem_probe, tail_probe
 from prunet_zoo.latency.record import now
 from prunet_zoo.latency.references import References, recall, reference_key
+from prunet_zoo.latency.subject import MAX_PARAMS_TOGETHER
 from prunet_zoo.latency.table import LatencyTable, Shape
 from prunet_zoo.latency.tablefile import Header, append, check_same, check_space, read_table, start_table
 from prunet_zoo.latency.timing import run_rounds
@@ -27,8 +28,7 @@ from prunet_zoo.space import Encoding, SearchSpace, load_space
 
 Progress = Callable[[int, int, str], None]  # (measured, of how many, what)
 
-MAX_PARAMS_TOGETHER = 60_000_000  # whole networks in memory at a time; a backend may keep several copies
-MAX_BLOCK_PARAMS = 150_000_000  # the same for blocks
+MAX_BLOCK_PARAMS = 150_000_000  # blocks in memory at a time; a backend may keep several copies
 MAX_BLOCKS = 100  # an interruption loses no more
 
 

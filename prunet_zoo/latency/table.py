@@ -136,7 +136,7 @@ class LatencyTable:
                 f"latency table {path} is unfinished; go on with the same command that began it: "
                 f"python tools/latency.py table {header.space_name} --num-classes {table.space.num_classes} "
                 f"--out {path} --backend {header.backend} --threads {header.threads} --batch {header.batch} "
-                f"--dtype {header.dtype} --device {header.accelerator}"
+                f"--dtype {header.dtype} --device {header.accelerator} --memory-format {header.memory_format}"
             )
         return table
 

@@ -11,7 +11,7 @@ of tens of milliseconds measurable on a machine with more work than cores. What 
 and memory stays in the figure.
 
 Several networks that are to be compared are measured together, round by round in turn (`time_together`), so that a slow
-minute slows all of them. The blocks of a table are run one by one in turn (`time_in_turn`), so that each finds the
+minute slows all of them. The blocks of a table are run one by one in turn (`interleave`), so that each finds the
 caches as it would inside a network, filled by the others.
 """
 
@@ -244,30 +244,3 @@ def _run_round(session: Session, size: int, series: Series, references: Referenc
     series.interrupted += session.interrupted - count
     if references is not None:
         series.looks.append((before, references()))
-
-
-def time_in_turn(sessions: Sequence[Session], seconds: float = 0.06, min_passes: int = 45) -> list[Timing]:
-    """Time several sessions, a single run each in turn, for about ``seconds`` each.
-
-    Every run finds caches that the others have filled, as a block does inside a network. Sessions that disturb each
-    other for a while after a run (`Session.spins`) are timed round by round instead.
-    """
-    if any(session.spins or session.solo for session in sessions):
-        return time_together(sessions, seconds)
-    warmup = 6
-    one = [session.sample(warmup)[-1] for session in sessions]
-    passes = min(5000, max(min_passes, round(seconds * 1e3 * len(sessions) / max(sum(one), 1e-4))))
-    size = max(3, passes // 20)
-    before = [session.interrupted for session in sessions]
-    times: list[list[list[float]]] = [[] for _ in sessions]
-    for _ in range(passes // size):
-        groups: list[list[float]] = [[] for _ in sessions]
-        for _ in range(size):
-            for session, group in zip(sessions, groups, strict=True):
-                group.extend(session.sample(1))
-        for mine, group in zip(times, groups, strict=True):
-            mine.append(group)
-    return [
-        summarise(mine, warmup, session.interrupted - count)
-        for session, mine, count in zip(sessions, times, before, strict=True)
-    ]

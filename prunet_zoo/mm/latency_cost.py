@@ -24,6 +24,7 @@ def make_cost(
     batch: int = 1,
     dtype: str = "fp32",
     accelerator: str = "cpu",
+    memory_format: str = "contiguous",
     device: str | None = None,
 ) -> Cost:
     """Return the cost of a search: the table in ``table``, or one measured here and kept in ``work_dir``.
@@ -33,7 +34,8 @@ def make_cost(
         work_dir: folder of the run.
         type: 'latency' (ms), 'predictor' (ms, predicted for a device that need not be at hand) or 'macs' (millions).
         table: file made by ``tools/latency.py table``; None measures one (resumable).
-        backend, threads, batch, dtype, accelerator: what the search is for; a table of anything else is refused.
+        backend, threads, batch, dtype, accelerator, memory_format: what the search is for; a table of anything else is
+            refused.
         device: for 'latency' the name of the device that the table must be of; None: this machine's. For 'predictor'
             a name of `list_devices` or a file of ``tools/latency.py fit``.
 
@@ -58,6 +60,7 @@ def make_cost(
         "batch": batch,
         "dtype": dtype,
         "accelerator": accelerator,
+        "memory_format": memory_format,
     }
     if table is None:
         return build_table(space, Path(work_dir) / TABLE_FILE, **wanted)

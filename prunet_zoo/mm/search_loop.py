@@ -28,7 +28,8 @@ register(TASK_UTILS)(TieredPruning)
 
 TRIALS_FILE = "latency_trials.json"
 RESULT_FILES = ("spec.json", "weights.safetensors", "report.json", "report.html")
-COST_FIELDS = ("type", "table", "backend", "threads", "batch", "dtype", "accelerator", "device")  # of `make_cost`
+# of `make_cost`
+COST_FIELDS = ("type", "table", "backend", "threads", "batch", "dtype", "accelerator", "memory_format", "device")
 PREDICTOR_FIELDS = ("type", "device")
 _AVERAGED = ("loss", "acc", "arch_loss", "arch_acc")
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prunet_zoo.mm.runner import SuperNetRunner
     from prunet_zoo.mm.search_loop import SearchLoop
 
-SECONDS, ATTEMPTS = 1.0, 2  # of a measurement: time for its runs, how often it is made while it is disturbed
+SECONDS, ATTEMPTS = 0.6, 3  # of a measurement: time for its runs, how often it is made at most until two agree
 
 
 def write_result(runner: SuperNetRunner) -> dict[str, Any]:

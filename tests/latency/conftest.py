@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from prunet_zoo.latency import Backend, Effort, Session, Setting
+from prunet_zoo.latency import Backend, Effort, Session, Setting, measurement
 from prunet_zoo.space import SearchSpace
 
 TINY_SPACE = {
@@ -96,6 +96,12 @@ def make_backend():
 @pytest.fixture(scope="session")
 def effort() -> Effort:
     return EFFORT
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch) -> None:
+    """Measurements that confirm each other are made at once."""
+    monkeypatch.setattr(measurement, "APART_SECONDS", 0.0)
 
 
 @pytest.fixture

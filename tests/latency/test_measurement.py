@@ -70,7 +70,6 @@ def quiet(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(References, "__call__", lambda self: self.looks.append((10.0, 16.0)) or (10.0, 16.0))
     monkeypatch.setattr(conditions, "meanwhile", lambda before, after: QUIET)
-    monkeypatch.setattr(measurement, "APART_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

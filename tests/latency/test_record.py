@@ -120,7 +120,8 @@ def test_two_processes_lose_nothing(tmp_path):
     log, row = tmp_path / "log.jsonl", tmp_path / "row.json"
     row.write_text(json.dumps(make().to_dict()))
     code = (
-        "import json, sys\nsys.modules['mmengine'] = None\nfrom prunet_zoo.latency.record import Record, append_record\n"
+        "import json, sys\nsys.modules['mmengine'] = None\n"
+        "from prunet_zoo.latency.record import Record, append_record\n"
         "row = json.load(open(sys.argv[2]))\n"
         "for i in range(6):\n"
         "    append_record(sys.argv[1], Record.from_dict({**row, 'spec_name': f'{sys.argv[3]} {i}'}))\n"

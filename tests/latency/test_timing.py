@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prunet_zoo.errors import LatencyError, PrunetError, SpecError, UnknownNameError
 from prunet_zoo.latency import Backend, Record, Session, get_backend, list_backends, measure
 from prunet_zoo.latency.probes import randomise
-from prunet_zoo.latency.timing import EXTEND, interval, run_rounds, summarise, time_in_turn, time_together, warm_up
+from prunet_zoo.latency.timing import EXTEND, interval, run_rounds, summarise, time_together, warm_up
 from prunet_zoo.models import create_model, save_weights
 from prunet_zoo.space import load_space
 
@@ -92,9 +92,8 @@ def test_solo_sessions_are_called_once_and_alone():
     log: list[str] = []
     solo, other = Scripted("s", lambda i: 3.0, log), Scripted("a", lambda i: 4.0, log)
     solo.solo = True
-    for timings in (time_together([other, solo], seconds=0.05), time_in_turn([other, solo], seconds=0.05)):
-        assert [t.median_ms for t in timings] == [4.0, 3.0]
-    assert log.count("s") == 2
+    assert [t.median_ms for t in time_together([other, solo], seconds=0.05)] == [4.0, 3.0]
+    assert log.count("s") == 1
     assert log[0] == "s"
 
 
@@ -125,18 +124,6 @@ def test_sessions_take_turns():
     first, second = time_together([a, b], seconds=0.1)
     assert (first.median_ms, second.median_ms) == (4.0, 2.0)
     assert "".join(log[-18:]) == "ab" * 9
-    log.clear()
-    first, second = time_in_turn([a, b], seconds=0.0)
-    assert (first.n, second.n) == (45 // 3 * 3, 45 // 3 * 3)
-    assert "".join(log[-20:]) == "ab" * 10
-
-
-def test_spinning_sessions_are_timed_by_rounds():
-    log: list[str] = []
-    sessions = [Scripted(name, lambda i: 4.0, log) for name in "ab"]
-    sessions[0].spins = True
-    timings = time_in_turn(sessions, seconds=0.1)
-    assert [t.rounds for t in timings] == [12, 12]
 
 
 def test_an_interrupted_run_counts_with_its_cpu_time():
