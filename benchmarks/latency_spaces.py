@@ -5,7 +5,7 @@
 For each space and backend
 
 1. every block is measured at every width, with 16 whole networks for the correction;
-2. 50 random networks of all sizes and 50 drawn uniformly (`SearchSpace.sample`: middling ones, so that their order is
+2. 50 random networks of all sizes and 25 drawn uniformly (`SearchSpace.sample`: middling ones, so that their order is
    harder to tell) are measured, in two passes some time apart with sessions of their own; the figure is the mean of
    the two medians;
 3. from the full table three are taken: ``full``, every width; ``shipped``, the widths that `Effort()` would have
@@ -82,7 +82,7 @@ def draw_networks(space: SearchSpace, table: LatencyTable, count: int) -> dict[s
     """Networks that the table was not corrected on, by the way that they are drawn."""
     rng = random.Random(SEED)
     sizes = [e for e in plan_networks(space, count + 2, seed=SEED)[2:] if e not in table.networks]
-    return {"sizes": sizes, "uniform": [space.sample(rng) for _ in range(count)]}
+    return {"sizes": sizes, "uniform": [space.sample(rng) for _ in range(count // 2)]}
 
 
 def measure_twice(
@@ -97,7 +97,7 @@ def measure_twice(
         for number in range(PASSES):
             lacking = list({s.hash: s for s in specs if len(have.get(s.hash, [])) <= number}.values())
             made = measure_together(
-                lacking, backend, seconds=seconds, attempts=2, progress=progress,
+                lacking, backend, seconds=seconds, attempts=1, progress=progress,
                 keep=lambda record: append_record(log, record),
             )  # fmt: skip
             for record in made:
@@ -214,8 +214,10 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, metavar="D", help="tables and records; default: a temporary folder")
     parser.add_argument("--spaces", nargs="+", default=list_spaces(), metavar="NAME")
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), metavar="NAME")
-    parser.add_argument("--networks", type=int, default=50, help="of each kind (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.4, help="on each network and pass (default: %(default)s)")
+    parser.add_argument(
+        "--networks", type=int, default=50, help="of all sizes, and half as many uniform ones (default: %(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=0.15, help="on each network and pass (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="the smallest space, ONNX Runtime, 16 networks")
     args = parser.parse_args()
     if args.quick:
