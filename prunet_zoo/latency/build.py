@@ -15,7 +15,7 @@ import torch
 from prunet_zoo.latency.backends import Backend, Session, Setting, get_backend
 from prunet_zoo.latency.correction import fit_correction
 from prunet_zoo.latency.device import fingerprint
-from prunet_zoo.latency.interleave import time_sets
+from prunet_zoo.latency.interleave import PATIENCE, time_sets
 from prunet_zoo.latency.plan import Effort, Item, arrange, finer_widths, first_widths, list_templates, plan_networks
 from prunet_zoo.latency.probes import Probe, block_probe, random_network, randomise, stem_probe, tail_probe
 from prunet_zoo.latency.record import now
@@ -28,6 +28,7 @@ from prunet_zoo.space import Encoding, SearchSpace, load_space
 
 Progress = Callable[[int, int, str], None]  # (measured, of how many, what)
 
+PRECISION = 0.01  # half the width of a whole network's interval that is aimed at
 MAX_BLOCK_PARAMS = 150_000_000  # blocks in memory at a time; a backend may keep several copies
 MAX_BLOCKS = 100  # an interruption loses no more
 
@@ -173,8 +174,9 @@ class _Builder:
         side = self.space.input_size
         shape = (self.setting.batch, self.space.in_channels, side, side)
         sessions = [self.backend.prepare(random_network(self.space, e), shape, self.setting) for e in encodings]
+        found = run_rounds(sessions, seconds, precision=PRECISION, references=self.references, patience=PATIENCE)
         rows = []
-        for encoding, series in zip(encodings, run_rounds(sessions, seconds, references=self.references), strict=True):
+        for encoding, series in zip(encodings, found, strict=True):
             timing = series.timing(self.references).model_dump(include={"p10_ms", "p90_ms", "n"})
             ms = series.timing(self.references).median_ms
             rows.append({"kind": "network", "encoding": encoding, "ms": ms, **timing})

@@ -13,7 +13,7 @@ from prunet_zoo.latency.record import Timing
 from prunet_zoo.latency.references import NAMES, References
 from prunet_zoo.latency.timing import Series, summarise
 
-CLEAN_SHARE = 0.3  # of the rounds must be at full speed; the others do not count
+CLEAN_SHARE = 0.1  # of the rounds must be at full speed; the others do not count
 WIDE = 0.015  # half the width of an interval that says little
 DRIFT = 0.02  # difference of the statistic between two halves of the time
 TAKEN = 0.25  # of the time that other processes had the processor: caches are cold after it

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from prunet_zoo.latency.backends import Session
 from prunet_zoo.latency.record import Timing
 from prunet_zoo.latency.references import References
-from prunet_zoo.latency.timing import Series, run_rounds
+from prunet_zoo.latency.timing import MIN_CLEAN, Series, run_rounds
 
 ROUNDS = 12  # visits to each set
+PATIENCE = 6  # times as many, while a set has too few visits at full speed
 MAX_TURNS = 400  # in one visit
 WARMUP = 3
 
@@ -34,7 +35,8 @@ def time_sets(
     Args:
         sets: sessions, set by set.
         seconds: time for the runs of each.
-        references: how to look at the speed of the processor before and after each round; slow rounds do not count.
+        references: how to look at the speed of the processor before and after each round. Slow rounds do not count; a
+            set with fewer than five others is visited again, up to `PATIENCE` times as often.
         progress: called with (visits made, of how many).
     """
     if any(session.spins or session.solo for group in sets for session in group):
@@ -42,11 +44,16 @@ def time_sets(
         return [[series.timing(references) for series in group] for group in rows]
     turns = [_turns(group, seconds) for group in sets]
     found = [[Series(warmup_runs=WARMUP + ROUNDS) for _ in group] for group in sets]
-    for visit in range(ROUNDS):
-        for group, mine, count in zip(sets, found, turns, strict=True):
-            _visit(group, mine, count, references)
+    pending = list(range(len(sets)))
+    for visit in range(PATIENCE * ROUNDS):
+        for i in pending:
+            _visit(sets[i], found[i], turns[i], references)
         if progress is not None:
-            progress(visit + 1, ROUNDS)
+            progress(min(visit + 1, ROUNDS), ROUNDS)
+        if visit + 1 >= ROUNDS:
+            pending = [i for i in pending if found[i] and sum(found[i][0].clean(references)) < MIN_CLEAN]
+        if not pending:
+            break
     return [[series.timing(references) for series in mine] for mine in found]
 
 

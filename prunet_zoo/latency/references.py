@@ -1,9 +1,10 @@
-"""How fast the processor is at the moment: two small fixed works, timed between the rounds of a measurement.
+"""How fast the processor is at the moment: three small fixed works, timed between the rounds of a measurement.
 
 ``clock``: SHA-256 of 16 KiB, one chain of dependent instructions in the nearest cache, so it follows the clock.
 ``compute``: products of 64×64 matrices, which also feel another thread on the same core's arithmetic units (of another
-virtual machine too, which no operating system shows). Both count in CPU time of the thread. Neither sees the caches
-behind the first two, nor the memory.
+virtual machine too, which no operating system shows). ``cache``: the sum of a list of 50,000 numbers that lie scattered over
+about 2 MB, which a neighbour slows who fills the caches that cores share: eager PyTorch, whose time is mostly walking
+through small objects and code, becomes up to half slower then. All count in CPU time of the thread.
 
 A value says something beside the best of the same machine: `remember` keeps the best ones in the user's cache folder,
 by device and by the libraries that do the works.
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import random
 import ssl
 import time
 from collections.abc import Sequence
@@ -26,8 +28,9 @@ from prunet_zoo.files import WriteError, write_json
 from prunet_zoo.jsonfile import stable_hash
 from prunet_zoo.zoo.home import expand_user
 
-NAMES = ("clock", "compute")
-TOLERANCE = 0.03  # of a look over the best one, in a round that counts as clean
+NAMES = ("clock", "compute", "cache")
+TOLERANCES = (0.03, 0.03, 0.08)  # of a look over the best one, in a round that counts as clean
+SCATTERED = 50_000
 KEPT = 8  # values remembered of each work
 TYPICAL = 2  # index of the one among them that counts as best: a lower one may be an error of the CPU clock
 
@@ -47,11 +50,13 @@ class References:
         self._bytes = bytes(16384)
         self._matrix = np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)
         self._product = np.empty_like(self._matrix)
+        self._list = [1.5 * i for i in range(SCATTERED)]
+        random.Random(0).shuffle(self._list)
         self()  # imports and caches
         self.looks.clear()
 
     def __call__(self) -> Look:
-        look = (_fastest(self._hash), _fastest(self._multiply))
+        look = (_fastest(self._hash), _fastest(self._multiply), _fastest(self._sum))
         self.looks.append(look)
         return look
 
@@ -61,6 +66,9 @@ class References:
     def _multiply(self) -> None:
         for _ in range(3):
             np.dot(self._matrix, self._matrix, out=self._product)
+
+    def _sum(self) -> None:
+        sum(self._list)
 
     @property
     def fast(self) -> Look:
@@ -78,6 +86,11 @@ class References:
         """How much slower than the best the slowest of some looks is: 0.1 is 10%."""
         best = self.best
         return max(us / fast for look in looks for us, fast in zip(look, best, strict=True)) - 1
+
+    def are_clean(self, rows: Sequence[Sequence[Look]]) -> list[bool]:
+        """Of each row, whether none of its looks is slower than the best by more than the tolerances."""
+        limits = [fast * (1 + tolerance) for fast, tolerance in zip(self.best, TOLERANCES, strict=True)]
+        return [all(us <= most for look in row for us, most in zip(look, limits, strict=True)) for row in rows]
 
 
 def _fastest(work: object) -> float:

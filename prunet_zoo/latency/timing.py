@@ -27,11 +27,11 @@ import numpy as np
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.latency.backends import Session
 from prunet_zoo.latency.record import Timing
-from prunet_zoo.latency.references import TOLERANCE, Look, References
+from prunet_zoo.latency.references import Look, References
 
 ROUND_MS = 8.0  # long enough that a switch between networks does not matter, short enough to fall between disturbances
 STABLE = 0.02  # warm-up ends when a round is within this of the best before it
-EXTEND = 3  # a series that is to reach a precision takes at most so many times the time asked for
+EXTEND = 3  # a series that is to reach a precision takes at most so many times the time asked for, unless told
 SOLO_RUNS = 300  # of a session whose runs are made in one call
 DRAWS = 400  # resamples behind an interval
 MIN_CLEAN = 5  # rounds at full speed that the statistic is taken from, where there are so many
@@ -56,7 +56,7 @@ class Series:
         """Of each round, whether the processor was at full speed before and after it; without looks, all are."""
         if references is None or not self.looks:
             return [True] * len(self.rounds)
-        return [references.slowness(pair) <= TOLERANCE for pair in self.looks]
+        return references.are_clean(self.looks)
 
     def timing(self, references: References | None = None) -> Timing:
         """Reduce to the statistic of this module, over the rounds at full speed if there are at least five."""
@@ -175,6 +175,7 @@ def run_rounds(
     precision: float | None = None,
     references: References | None = None,
     warm_seconds: float = 0.0,
+    patience: int = EXTEND,
 ) -> list[Series]:
     """Run several sessions in turn, a round each.
 
@@ -184,7 +185,7 @@ def run_rounds(
         seconds: time for each.
         min_rounds: rounds of each at least.
         precision: half the width that the relative interval of a session may have; while it is wider, or less than half
-            of the planned rounds were at full speed, the session gets more rounds, up to three times as many and three
+            of the planned rounds were at full speed, the session gets more rounds, up to ``patience`` times as many and three
             times ``seconds``. None: ``seconds`` alone count.
         references: how to look at the speed of the processor, before and after each round.
         warm_seconds: time to warm up at least.
@@ -192,7 +193,8 @@ def run_rounds(
     found = {i: _run_solo(session) for i, session in enumerate(sessions) if session.solo}
     others = [i for i in range(len(sessions)) if i not in found]
     if others:
-        rows = _run_in_rounds([sessions[i] for i in others], seconds, min_rounds, precision, references, warm_seconds)
+        chosen = [sessions[i] for i in others]
+        rows = _run_in_rounds(chosen, seconds, min_rounds, precision, references, warm_seconds, patience)
         found.update(zip(others, rows, strict=True))
     return [found[i] for i in range(len(sessions))]
 
@@ -212,6 +214,7 @@ def _run_in_rounds(
     precision: float | None,
     references: References | None,
     warm_seconds: float,
+    patience: int,
 ) -> list[Series]:
     warm = [warm_up(s, max_seconds=max(seconds / 2, warm_seconds), min_seconds=warm_seconds) for s in sessions]
     sizes = [_runs_per_round(ms) for ms, _ in warm]
@@ -219,9 +222,9 @@ def _run_in_rounds(
     rounds = max(min_rounds, round(seconds * 1e3 / max(round_ms, 1e-4)))
     found = [Series(warmup_runs=runs) for _, runs in warm]
     pending = list(range(len(sessions)))
-    limit = EXTEND * seconds * len(sessions)  # of wall time, where others have the processor
+    limit = patience * seconds * len(sessions)  # of wall time, where others have the processor
     start = time.perf_counter()
-    for number in range(1, (rounds if precision is None else EXTEND * rounds) + 1):
+    for number in range(1, (rounds if precision is None else patience * rounds) + 1):
         for i in pending:
             _run_round(sessions[i], sizes[i], found[i], references)
         if number >= rounds and precision is not None and (number - rounds) % 5 == 0:

@@ -183,34 +183,34 @@ def cache(monkeypatch, tmp_path):
 
 def test_the_best_times_are_remembered_and_one_freak_is_not_believed(cache):
     assert recall("k") is None
-    assert remember("k", (10.0, 16.0))
-    assert recall("k") == (10.0, 16.0)
+    assert remember("k", (10.0, 16.0, 200.0))
+    assert recall("k") == (10.0, 16.0, 200.0)
     for _ in range(4):
-        remember("k", (10.2, 16.1))
-    remember("k", (5.0, 20.0))  # an error of the clock
-    assert recall("k") == (10.2, 16.1)
+        remember("k", (10.2, 16.1, 201.0))
+    remember("k", (5.0, 20.0, 300.0))  # an error of the clock
+    assert recall("k") == (10.2, 16.1, 201.0)
     assert recall("other") is None
     for i in range(20):
-        remember("k", (9.0 + i / 100, 15.0))
-    assert recall("k") == (9.01, 15.0)
+        remember("k", (9.0 + i / 100, 15.0, 199.0))
+    assert recall("k") == (9.01, 15.0, 199.0)
     assert all(len(times) == 8 for times in json.loads(cache.read_text())["k"])
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[1]", '{"k": 3}', '{"k": [[1.0], ["x"]]}', '{"k": [[], []]}', '{"k": [[1.0]]}']
+    "text", ["", "{", "[1]", '{"k": 3}', '{"k": [[1.0], ["x"]]}', '{"k": [[], [], []]}', '{"k": [[1.0]]}']
 )
 def test_a_damaged_memory_is_made_anew(cache, text):
     cache.parent.mkdir()
     cache.write_text(text)
     assert recall("k") is None
-    assert remember("k", (10.0, 16.0))
-    assert recall("k") == (10.0, 16.0)
+    assert remember("k", (10.0, 16.0, 200.0))
+    assert recall("k") == (10.0, 16.0, 200.0)
 
 
 def test_without_a_place_to_write_nothing_is_remembered_and_it_says_so(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert remember("k", (10.0, 16.0)) is False
+    assert remember("k", (10.0, 16.0, 200.0)) is False
     assert recall("k") is None
 
 
@@ -221,7 +221,7 @@ def test_references_take_their_time():
     assert references.looks == looks
     assert all(us > 0 for look in looks for us in look)
     assert all(fast <= max(us) for fast, us in zip(references.fast, zip(*looks, strict=True), strict=True))
-    assert References((0.001, 0.001)).remembered == (0.001, 0.001)
-    references.remembered = (1e-3, 1e-3)
-    assert references.best == (1e-3, 1e-3)
+    assert References((0.001, 0.001, 0.001)).remembered == (0.001, 0.001, 0.001)
+    references.remembered = (1e-3, 1e-3, 1e-3)
+    assert references.best == (1e-3, 1e-3, 1e-3)
     assert references.slowness([looks[0]]) > 100

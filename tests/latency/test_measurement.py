@@ -68,7 +68,7 @@ class ScriptedBackend(Backend):
 def quiet(monkeypatch, tmp_path):
     """A machine on which nothing else happens and the references always take the same time."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(References, "__call__", lambda self: self.looks.append((10.0, 16.0)) or (10.0, 16.0))
+    monkeypatch.setattr(References, "__call__", lambda self: self.looks.append((10.0, 16.0, 200.0)) or (10.0, 16.0, 200.0))
     monkeypatch.setattr(conditions, "meanwhile", lambda before, after: QUIET)
 
 
@@ -83,7 +83,7 @@ def test_a_quiet_measurement_is_confirmed_once_and_not_marked(spec):
     assert (record.disturbed, record.attempts, record.batch, record.memory_format) == ((), 2, 2, "channels_last")
     assert record.spec == spec.to_dict()
     assert record.clock["governor"] == "performance"
-    assert record.clock["reference_us"] == {"clock": 10.0, "compute": 16.0}
+    assert record.clock["reference_us"] == {"clock": 10.0, "compute": 16.0, "cache": 200.0}
     assert record.fingerprint["device"] == "scripted device"
     assert Record.from_dict(json.loads(json.dumps(record.to_dict()))) == record
 
@@ -115,18 +115,18 @@ def test_what_happened_on_the_machine_marks(spec, monkeypatch, change, threads, 
 def test_a_slow_processor_marks_and_is_compared_with_what_the_machine_could_before(spec, monkeypatch):
     first = measure(spec, ScriptedBackend(), seconds=0.1)
     assert first.clock["remembered"]
-    monkeypatch.setattr(References, "__call__", lambda self: self.looks.append((11.0, 17.6)) or (11.0, 17.6))
+    monkeypatch.setattr(References, "__call__", lambda self: self.looks.append((11.0, 17.6, 210.0)) or (11.0, 17.6, 210.0))
     record = measure(spec, ScriptedBackend(), seconds=0.1, attempts=1)
     assert record.disturbed == (
         f"the processor was slower than its best in 100% of {record.rounds} rounds, in the middle by 10%",
     )
-    assert record.clock["best_us"] == {"clock": 10.0, "compute": 16.0}
+    assert record.clock["best_us"] == {"clock": 10.0, "compute": 16.0, "cache": 200.0}
 
 
 def test_rounds_on_a_slow_processor_are_left_out(spec):
     """Every fifth round is slow and the look says so: the figure is of the others, and nothing is marked."""
     references = References()
-    fast, slow = (10.0, 16.0), (11.0, 18.0)
+    fast, slow = (10.0, 16.0, 200.0), (11.0, 18.0, 200.0)
     references.looks = [fast] * 40 + [slow] * 10
     series = Series(rounds=[[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.9, 0.9]] * 6, wall_s=1.0, cpu_s=1.0)
     series.looks = [(fast, fast)] * 4 + [(fast, slow)]
