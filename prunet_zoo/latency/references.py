@@ -2,9 +2,9 @@
 
 ``clock``: SHA-256 of 16 KiB, one chain of dependent instructions in the nearest cache, so it follows the clock.
 ``compute``: products of 64×64 matrices, which also feel another thread on the same core's arithmetic units (of another
-virtual machine too, which no operating system shows). ``cache``: the sum of a list of 50,000 numbers that lie scattered over
-about 2 MB, which a neighbour slows who fills the caches that cores share: eager PyTorch, whose time is mostly walking
-through small objects and code, becomes up to half slower then. All count in CPU time of the thread.
+virtual machine too, which no operating system shows). ``cache``: the sum of a list of 50,000 numbers that lie scattered
+over about 2 MB, which a neighbour slows who fills the caches that cores share: eager PyTorch, whose time is mostly
+walking through small objects and code, becomes up to half slower then. All count in CPU time of the thread.
 
 A value says something beside the best of the same machine: `remember` keeps the best ones in the user's cache folder,
 by device and by the libraries that do the works.

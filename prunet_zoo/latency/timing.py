@@ -185,8 +185,8 @@ def run_rounds(
         seconds: time for each.
         min_rounds: rounds of each at least.
         precision: half the width that the relative interval of a session may have; while it is wider, or less than half
-            of the planned rounds were at full speed, the session gets more rounds, up to ``patience`` times as many and three
-            times ``seconds``. None: ``seconds`` alone count.
+            of the planned rounds were at full speed, the session gets more rounds, up to ``patience`` times as many and
+            ``patience`` times ``seconds``. None: ``seconds`` alone count.
         references: how to look at the speed of the processor, before and after each round.
         warm_seconds: time to warm up at least.
     """

@@ -68,7 +68,9 @@ class ScriptedBackend(Backend):
 def quiet(monkeypatch, tmp_path):
     """A machine on which nothing else happens and the references always take the same time."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(References, "__call__", lambda self: self.looks.append((10.0, 16.0, 200.0)) or (10.0, 16.0, 200.0))
+    monkeypatch.setattr(
+        References, "__call__", lambda self: self.looks.append((10.0, 16.0, 200.0)) or (10.0, 16.0, 200.0)
+    )
     monkeypatch.setattr(conditions, "meanwhile", lambda before, after: QUIET)
 
 
@@ -115,7 +117,9 @@ def test_what_happened_on_the_machine_marks(spec, monkeypatch, change, threads, 
 def test_a_slow_processor_marks_and_is_compared_with_what_the_machine_could_before(spec, monkeypatch):
     first = measure(spec, ScriptedBackend(), seconds=0.1)
     assert first.clock["remembered"]
-    monkeypatch.setattr(References, "__call__", lambda self: self.looks.append((11.0, 17.6, 210.0)) or (11.0, 17.6, 210.0))
+    monkeypatch.setattr(
+        References, "__call__", lambda self: self.looks.append((11.0, 17.6, 210.0)) or (11.0, 17.6, 210.0)
+    )
     record = measure(spec, ScriptedBackend(), seconds=0.1, attempts=1)
     assert record.disturbed == (
         f"the processor was slower than its best in 100% of {record.rounds} rounds, in the middle by 10%",
