@@ -136,8 +136,8 @@ def examine(space: SearchSpace, backend: str, args: argparse.Namespace, out: Pat
     result: dict[str, Any] = {"device": table.header.device, "backend_version": table.header.backend_version}
     apart = medians[:, 1] / medians[:, 0] - 1
     result["repeat"] = {
-        "mean_abs": float(abs(second / first - 1).mean()),
-        "worst": float(abs(second / first - 1).max()),
+        "mean_abs": float(apart.mean()),
+        "worst": float(apart.max()),
     }
     result["disturbed"] = sum(any(r.disturbed for r in records) for records in pairs)
     begin = 0
