@@ -121,7 +121,7 @@ def _measure(spec: NetSpec, engine: Backend, setting: Setting, seconds: float) -
             engine.prepare(randomise(m), (setting.batch, *shape), setting)
             for m, shape in zip(modules, inputs, strict=True)
         ]
-        *timings, tail_ms, whole_ms = (t.median_ms for t in time_sets([sessions], seconds)[0])
+        *timings, tail_ms, whole_ms = (s.timing().median_ms for s in time_sets([sessions], seconds)[0])
     frame = dict(zip(shapes, timings, strict=False))
     probe = dict(zip(places, timings[len(shapes) :], strict=True))
     parts = []

@@ -1,7 +1,9 @@
 """Building a latency table: what `plan` says is measured, and what is interrupted goes on.
 
 Blocks first, coarsely and then finer where it is needed (`plan`), spread over time (`interleave`). Then whole networks
-of all sizes are measured together, and the correction is fitted on them.
+of all sizes are measured together; blocks during which the processor was slow are measured again, and the networks too,
+so that minutes lie between. Of equal lines the lowest counts, since what disturbs only slows. The correction is fitted
+last.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ from prunet_zoo.latency.references import References, recall, reference_key
 from prunet_zoo.latency.subject import MAX_PARAMS_TOGETHER
 from prunet_zoo.latency.table import LatencyTable, Shape
 from prunet_zoo.latency.tablefile import Header, append, check_same, check_space, read_table, start_table
-from prunet_zoo.latency.timing import run_rounds
+from prunet_zoo.latency.timing import MIN_CLEAN, run_rounds
 from prunet_zoo.space import Encoding, SearchSpace, load_space
 
 Progress = Callable[[int, int, str], None]  # (measured, of how many, what)
 
 PRECISION = 0.01  # half the width of a whole network's interval that is aimed at
+SECOND_CHANCES = 2  # for blocks that were measured while the processor was slow
 MAX_BLOCK_PARAMS = 150_000_000  # blocks in memory at a time; a backend may keep several copies
 MAX_BLOCKS = 100  # an interruption loses no more
 
@@ -82,6 +85,8 @@ class _Builder:
         check_same(path, found, asked)
         self.table = LatencyTable(found, entries, path)
         self.references: References | None = None
+        self.slow: list[list[Item]] = []  # sets measured while the processor was slow
+        self.after = 0  # networks that come after the blocks
         if setting.accelerator == "cpu":
             self.references = References(recall(reference_key(fingerprint(backend, setting)["hash"])))
 
@@ -89,7 +94,8 @@ class _Builder:
         templates = list_templates(self.space)
         encodings = [e for e in plan_networks(self.space, effort.networks) if e not in self.table.networks]
         wanted = {t: first_widths(t.grid, effort) for t in templates}
-        changed = bool(encodings)
+        changed = bool(encodings) or self.table.correction is None
+        self.after = len(encodings)
         with self.backend.environment(self.setting), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             while True:
@@ -98,16 +104,18 @@ class _Builder:
                 if not sets and {"stem", "tail"} <= set(self.table.parts):
                     break
                 changed = True
-                self._measure_blocks(sets, len(encodings), effort.block_seconds)
+                self._measure_blocks(sets, effort.block_seconds)
                 wanted = {
                     t: finer_widths(t.grid, self.table.points[t.key], effort, self.table.quantum) for t in templates
                 }
-            done = sum(len(points) for points in self.table.points.values())
-            for number, group in enumerate(groups := self._groups(encodings)):
-                before = done + sum(map(len, groups[:number]))
-                self.report(before, done + len(encodings), "whole networks")
-                self._keep(self._measure_networks(group, effort.network_seconds))
-        if changed or self.table.correction is None:
+            self._measure_networks(encodings, effort.network_seconds)
+            for _ in range(SECOND_CHANCES):
+                if self.slow:
+                    again, self.slow = self.slow, []
+                    self._measure_blocks(again, effort.block_seconds)
+            if changed:
+                self._measure_networks(list(self.table.networks), effort.network_seconds)
+        if changed:
             parts = [self.table.parts_of(encoding, ms) for encoding, ms in self.table.networks.items()]
             self._keep([{"kind": "correction", **fit_correction(parts).to_dict()}])
         self.report(1, 1, "done")
@@ -117,15 +125,15 @@ class _Builder:
         self.end = append(self.path, rows, self.end)
         self.table.add(rows)
 
-    def _measure_blocks(self, sets: list[list[Item]], after: int, seconds: float) -> None:
-        """Measure and keep sets of blocks; ``after``: networks that are to be measured later (for the progress)."""
+    def _measure_blocks(self, sets: list[list[Item]], seconds: float) -> None:
+        """Measure and keep sets of blocks; those for which the processor was hardly ever at full speed are noted."""
         lacks_fixed = not {"stem", "tail"} <= set(self.table.parts)
         middle = len(sets) // 2
         rows = [BlockSet(items, lacks_fixed and number == middle) for number, items in enumerate(sets)]
         if lacks_fixed and not rows:
             rows = [BlockSet([], True)]
         have = sum(len(points) for points in self.table.points.values())
-        total = have + sum(len(row.items) for row in rows) + after
+        total = have + sum(len(row.items) for row in rows) + self.after
         for chunk in _chunks(rows):
             size = sum(len(row.items) for row in chunk)
 
@@ -146,12 +154,12 @@ class _Builder:
             if fixed:
                 probes += [stem_probe(self.space), *tail_probe(self.space)]
             sessions.append([self._prepare(probe) for probe in probes])
-        timings = time_sets(
-            sessions, seconds, self.references, lambda visits, of: report(0.5 + 0.5 * visits / (of + 1))
-        )
+        series = time_sets(sessions, seconds, self.references, lambda visits, of: report(0.5 + 0.5 * visits / (of + 1)))
         rows: list[dict[str, Any]] = []
-        for (items, fixed), found in zip(sets, timings, strict=True):
-            rows += _lines(items, fixed, [timing.median_ms for timing in found])
+        for (items, fixed), found in zip(sets, series, strict=True):
+            rows += _lines(items, fixed, [mine.timing(self.references).median_ms for mine in found])
+            if items and sum(found[0].clean(self.references)) < MIN_CLEAN:
+                self.slow.append(items)
         return rows
 
     def _prepare(self, probe: Probe) -> Session:
@@ -170,17 +178,23 @@ class _Builder:
             params += mine
         return groups
 
-    def _measure_networks(self, encodings: list[Encoding], seconds: float) -> list[dict[str, Any]]:
+    def _measure_networks(self, encodings: list[Encoding], seconds: float) -> None:
+        """Measure and keep whole networks, in groups that fit into memory."""
+        have = sum(len(points) for points in self.table.points.values())
+        groups = self._groups(encodings)
         side = self.space.input_size
         shape = (self.setting.batch, self.space.in_channels, side, side)
-        sessions = [self.backend.prepare(random_network(self.space, e), shape, self.setting) for e in encodings]
-        found = run_rounds(sessions, seconds, precision=PRECISION, references=self.references, patience=PATIENCE)
-        rows = []
-        for encoding, series in zip(encodings, found, strict=True):
-            timing = series.timing(self.references).model_dump(include={"p10_ms", "p90_ms", "n"})
-            ms = series.timing(self.references).median_ms
-            rows.append({"kind": "network", "encoding": encoding, "ms": ms, **timing})
-        return rows
+        for number, group in enumerate(groups):
+            before = sum(map(len, groups[:number]))
+            self.report(have + before, have + len(encodings), "whole networks")
+            sessions = [self.backend.prepare(random_network(self.space, e), shape, self.setting) for e in group]
+            found = run_rounds(sessions, seconds, precision=PRECISION, references=self.references, patience=PATIENCE)
+            rows = []
+            for encoding, series in zip(group, found, strict=True):
+                timing = series.timing(self.references)
+                spread = timing.model_dump(include={"p10_ms", "p90_ms", "n"})
+                rows.append({"kind": "network", "encoding": encoding, "ms": timing.median_ms, **spread})
+            self._keep(rows)
 
 
 def _chunks(sets: Sequence[BlockSet]) -> list[list[BlockSet]]:

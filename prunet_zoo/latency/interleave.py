@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from prunet_zoo.latency.backends import Session
-from prunet_zoo.latency.record import Timing
 from prunet_zoo.latency.references import References
 from prunet_zoo.latency.timing import MIN_CLEAN, Series, run_rounds
 
@@ -26,7 +25,7 @@ def time_sets(
     seconds: float = 0.06,
     references: References | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[list[Timing]]:
+) -> list[list[Series]]:
     """Time the sessions of each set in turn, a single run each, for about ``seconds`` each.
 
     Sessions that disturb each other for a while after a run (`Session.spins`), or whose runs are made in one call
@@ -40,8 +39,7 @@ def time_sets(
         progress: called with (visits made, of how many).
     """
     if any(session.spins or session.solo for group in sets for session in group):
-        rows = [run_rounds(group, seconds, references=references) for group in sets]
-        return [[series.timing(references) for series in group] for group in rows]
+        return [run_rounds(group, seconds, references=references) for group in sets]
     turns = [_turns(group, seconds) for group in sets]
     found = [[Series(warmup_runs=WARMUP + ROUNDS) for _ in group] for group in sets]
     pending = list(range(len(sets)))
@@ -54,7 +52,7 @@ def time_sets(
             pending = [i for i in pending if found[i] and sum(found[i][0].clean(references)) < MIN_CLEAN]
         if not pending:
             break
-    return [[series.timing(references) for series in mine] for mine in found]
+    return found
 
 
 def _turns(group: Sequence[Session], seconds: float) -> int:

@@ -141,7 +141,7 @@ class LatencyTable:
         return table
 
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Take in entries (lines of the file); a later one replaces an earlier one of the same key."""
+        """Take in entries (lines of the file); of a block, part or network measured twice the lower latency counts."""
         for entry in entries:
             try:
                 self._add(entry)
@@ -159,12 +159,15 @@ class LatencyTable:
             block = parse(BlockSpec, entry["block"], "block")
             h, w = entry["in_size"]
             key = template_key(block, int(entry["in_channels"]), (int(h), int(w)))
-            self.points.setdefault(key, {})[block.hidden or 0] = float(entry["ms"])
+            points, width, ms = self.points.setdefault(key, {}), block.hidden or 0, float(entry["ms"])
+            points[width] = min(ms, points.get(width, ms))
         elif kind == "fixed":
-            self.parts[str(entry["part"])] = float(entry["ms"])
+            part, ms = str(entry["part"]), float(entry["ms"])
+            self.parts[part] = min(ms, self.parts.get(part, ms))
         elif kind == "network":
             encoding = tuple(None if c is None else (int(c[0]), int(c[1])) for c in entry["encoding"])
-            self.networks[encoding] = float(entry["ms"])
+            ms = float(entry["ms"])
+            self.networks[encoding] = min(ms, self.networks.get(encoding, ms))
         elif kind == "correction":
             self.correction = parse(Correction, {k: v for k, v in entry.items() if k != "kind"}, "correction")
         else:

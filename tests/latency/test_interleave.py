@@ -27,8 +27,8 @@ def test_sets_are_visited_in_turn_and_their_sessions_run_one_by_one():
     log: list[str] = []
     sets = [[Logged(log, name, lambda n: 1.0) for name in names] for names in ("ab", "cd")]
     visits: list[tuple[int, int]] = []
-    timings = time_sets(sets, seconds=0.036, progress=lambda done, of: visits.append((done, of)))
-    assert [[t.n for t in group] for group in timings] == [[36, 36], [36, 36]]
+    found = time_sets(sets, seconds=0.036, progress=lambda done, of: visits.append((done, of)))
+    assert [[s.timing().n for s in group] for group in found] == [[36, 36], [36, 36]]
     runs = "".join(log)[4 * WARMUP :]
     assert runs == ("ab" * 4 + "cd" * 4) * ROUNDS  # one run first that does not count, then three
     assert visits[-1] == (ROUNDS, ROUNDS)
@@ -37,7 +37,7 @@ def test_sets_are_visited_in_turn_and_their_sessions_run_one_by_one():
 def test_a_slow_stretch_of_a_half_of_the_time_does_not_show():
     log: list[str] = []
     sets = [[Logged(log, f"{i}{j}", lambda n: 1.7 if 100 < n < 420 else 1.0) for j in range(3)] for i in range(5)]
-    assert {t.median_ms for group in time_sets(sets, seconds=0.0) for t in group} == {1.0}
+    assert {s.timing().median_ms for group in time_sets(sets, seconds=0.0) for s in group} == {1.0}
     assert len(log) < 840
 
 
@@ -45,6 +45,6 @@ def test_a_slow_stretch_of_a_half_of_the_time_does_not_show():
 def test_sessions_that_disturb_each_other_are_run_round_by_round(option):
     log: list[str] = []
     group = [Logged(log, name, lambda n: 2.0, **{option: True}) for name in "ab"]
-    timings = time_sets([group], seconds=0.1)
-    assert [t.median_ms for t in timings[0]] == [2.0, 2.0]
+    found = time_sets([group], seconds=0.1)
+    assert [s.timing().median_ms for s in found[0]] == [2.0, 2.0]
     assert "abab" not in "".join(log)
