@@ -9,10 +9,11 @@ repeat     benchmarks/latency_repeat.py      40 networks measured twice beside a
 published  benchmarks/latency_published.py   the predictor against published figures, each left out (seconds)
 targets    benchmarks/search_targets.py      ten searches with targets spread over a space (about 15 minutes)
 
-Each writes its own JSON into ``--work-dir`` and is not run again where that stands. ``--json F`` writes
+Each writes its own JSON into ``--work-dir`` and is not run again where the same command made it. ``--json F`` writes
 ``{"spaces": {space: {backend: {"within5", "within10", "tau", "n", …}}}, "published": {column: {"mean_abs", "worst",
-…}}, "targets": [{"target_ms", "measured_ms", …}], "repeat": {…}}``; the figures of ``spaces`` are those of the tables
-as `build_table` makes them, on networks of all sizes; ``uniform`` beside them is on networks drawn uniformly.
+…}}, "targets": [{"target_ms", "measured_ms", …}], "repeat": {…}}``; the figures of ``spaces`` are those of tables
+with the widths that `build_table` measures, on networks of all sizes; ``uniform`` beside them is on networks drawn
+uniformly.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from prunet_zoo.files import write_json
+from prunet_zoo.files import write_atomic, write_json
 from prunet_zoo.latency.record import now
 
 FOLDER = Path(__file__).resolve().parent
@@ -38,19 +39,21 @@ def commands(out: Path, quick: bool) -> dict[str, list[str]]:
     return {
         "spaces": ["latency_spaces.py", "--work-dir", str(out / "spaces"), *short],
         "repeat": ["latency_repeat.py", "--load", *short],
-        "published": ["latency_published.py"],
+        "published": ["latency_published.py", *short],
         "targets": ["search_targets.py", "--work-dir", str(out / "targets"), *(short or ["--count", "10"])],
     }
 
 
 def run_part(name: str, command: list[str], out: Path) -> Any:
     """Run one benchmark, unless its result is there; returns its JSON."""
-    result = out / f"{name}.json"
-    if not result.is_file():
+    result, told = out / f"{name}.json", out / f"{name}.command"
+    asked = " ".join(command)
+    if not (result.is_file() and told.is_file() and told.read_text(encoding="utf-8") == asked):
         print(f"\n== {name}: python benchmarks/{' '.join(command)}", flush=True)
         done = subprocess.run([sys.executable, str(FOLDER / command[0]), *command[1:], "--json", str(result)])
         if done.returncode:
             raise SystemExit(f"{command[0]} failed with status {done.returncode}; the same command goes on")
+        write_atomic(told, asked)
     return json.loads(result.read_text(encoding="utf-8"))
 
 
@@ -63,7 +66,8 @@ def condense(found: dict[str, Any]) -> dict[str, Any]:
                 backend: {
                     **{key: row["sizes"]["shipped"][key] for key in FIGURES},
                     "uniform": {key: row["uniform"]["shipped"][key] for key in FIGURES},
-                    "quarter_to_full": row["sizes"]["quarter_to_full"],
+                    "quarter_to_full": row["sizes"].get("quarter_to_full"),
+                    "quarter_to_full_uniform": row["uniform"].get("quarter_to_full"),
                     "repeat": row["repeat"],
                     "device": row["device"],
                 }
@@ -98,6 +102,10 @@ def main() -> None:
             print(f"{space}, {backend}: {shares}, τ {row['tau']:.3f}")
     for column, row in figures.get("published", {}).items():
         print(f"{column}: mean error {row['mean_abs']:.1%}, worst {row['worst']:.1%}")
+    if "repeat" in figures:
+        row = figures["repeat"]
+        clean = "none" if row["unmarked_within2"] is None else f"{row['unmarked_within2']:.0%}"
+        print(f"{row['n']} pairs beside another load: {row['marked']:.0%} marked; of the others within 2%: {clean}")
     for row in figures.get("targets", []):
         print(f"target {row['target_ms']:.4g} ms: measured {row['measured_ms'] / row['target_ms'] - 1:+.1%}")
     if args.json:

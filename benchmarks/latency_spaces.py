@@ -1,6 +1,6 @@
 """Latency tables against measured networks: every shipped search space, on ONNX Runtime and torch, one CPU thread.
 
-    python benchmarks/latency_spaces.py [--work-dir D] [--json F] [--png F] [--quick]
+    python benchmarks/latency_spaces.py [--work-dir D] [--json F] [--png F] [--default-build] [--quick]
 
 For each space and backend
 
@@ -12,7 +12,9 @@ For each space and backend
    measured; ``quarter``, a quarter of the widths of every grid, evenly spread. Each gets its own correction, fitted on
    the 16 networks, and predicts the measured ones.
 
-Tables and records are kept in ``--work-dir``; the same command goes on.
+So ``shipped`` are widths of the full build, not a build of its own; where no grid is larger than `Effort.all_widths`
+(prunet_cpu_small) it is the full table. ``--default-build`` makes and checks the table of a user instead. Tables and
+records are kept in ``--work-dir``; the same command goes on.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from prunet_zoo.latency.correction import fit_correction
 from prunet_zoo.latency.plan import Template, finer_widths, first_widths, list_templates, plan_networks
 from prunet_zoo.latency.predictions import kendall
 from prunet_zoo.latency.record import append_record, now, read_records
+from prunet_zoo.latency.table import find_quantum
 from prunet_zoo.space import Encoding, SearchSpace, list_spaces, load_space
 
 BACKENDS = ("onnxruntime", "torch")
@@ -43,36 +46,44 @@ PASSES = 3
 SEED = 7  # the tables' own networks are of seed 0
 FULL = Effort(all_widths=1_000_000)
 
-Choose = Callable[[Template, dict[int, float], int], Sequence[int]]  # widths of a block, of those in the full table
+Points = dict[int, float]  # latency in ms by width
 
 
-def every_width(template: Template, points: dict[int, float], quantum: int) -> Sequence[int]:
-    return template.grid
+def every_width(templates: list[Template], full: dict[str, Points]) -> dict[str, Points]:
+    """All that is measured."""
+    return {t.key: dict(full[t.key]) for t in templates}
 
 
-def shipped_widths(template: Template, points: dict[int, float], quantum: int) -> Sequence[int]:
-    """What `build_table` would have measured: a few widths first, then finer where it is needed."""
-    known = {w: points[w] for w in first_widths(template.grid, Effort())}
-    while wanted := finer_widths(template.grid, known, Effort(), quantum):
-        known.update({w: points[w] for w in wanted})
-    return sorted(known)
+def shipped_widths(templates: list[Template], full: dict[str, Points]) -> dict[str, Points]:
+    """What `build_table` would have measured with `Effort()`: a few widths first, then finer where it is needed."""
+    known = {t.key: {w: full[t.key][w] for w in first_widths(t.grid, Effort())} for t in templates}
+    while True:
+        quantum = find_quantum(known.values())
+        wanted = {t.key: finer_widths(t.grid, known[t.key], Effort(), quantum) for t in templates}
+        if not any(wanted.values()):
+            return known
+        for key, widths in wanted.items():
+            known[key].update({w: full[key][w] for w in widths})
 
 
-def quarter_of_widths(template: Template, points: dict[int, float], quantum: int) -> Sequence[int]:
-    """Evenly spread, both ends included."""
-    count = min(len(template.grid), max(2, -(-len(template.grid) // 4)))
-    return first_widths(template.grid, Effort(all_widths=0, first_widths=count)) if count > 1 else template.grid
+def quarter_of_widths(templates: list[Template], full: dict[str, Points]) -> dict[str, Points]:
+    """A quarter of each grid, evenly spread, both ends included."""
+    found = {}
+    for t in templates:
+        count = min(len(t.grid), max(2, -(-len(t.grid) // 4)))
+        widths = first_widths(t.grid, Effort(all_widths=0, first_widths=count)) if count > 1 else t.grid
+        found[t.key] = {w: full[t.key][w] for w in widths}
+    return found
 
 
+Choose = Callable[[list[Template], dict[str, Points]], dict[str, Points]]
 TABLES: dict[str, Choose] = {"full": every_width, "shipped": shipped_widths, "quarter": quarter_of_widths}
 
 
 def thin(table: LatencyTable, choose: Choose) -> LatencyTable:
     """The table with some of its widths, corrected on the same networks."""
     kept = LatencyTable(table.header, [], table.path)
-    for template in list_templates(table.space):
-        points = table.points[template.key]
-        kept.points[template.key] = {w: points[w] for w in choose(template, points, table.quantum)}
+    kept.points = choose(list_templates(table.space), table.points)
     kept.parts, kept.networks = dict(table.parts), dict(table.networks)
     kept.correction = fit_correction([kept.parts_of(encoding, ms) for encoding, ms in kept.networks.items()])
     return kept
@@ -123,7 +134,8 @@ def compare(table: LatencyTable, space: SearchSpace, encodings: Sequence[Encodin
 
 def examine(space: SearchSpace, backend: str, args: argparse.Namespace, out: Path) -> dict[str, Any]:
     """All figures of one space on one backend."""
-    effort = replace(QUICK, all_widths=FULL.all_widths) if args.quick else FULL
+    effort = replace(QUICK, all_widths=FULL.all_widths) if args.quick else Effort() if args.default_build else FULL
+    tables = {"shipped": every_width} if args.default_build else TABLES
     with progress_bar(f"{space.name}, {backend}: table") as progress:
         path = out / f"{space.name}_{backend}.jsonl"
         table = build_table(space, path, backend, effort=effort, progress=progress)
@@ -145,11 +157,12 @@ def examine(space: SearchSpace, backend: str, args: argparse.Namespace, out: Pat
         ms = figures[begin : begin + len(some)]
         begin += len(some)
         result[kind] = {"measured_ms": [round(float(m), 5) for m in ms]}
-        for name, choose in TABLES.items():
+        for name, choose in tables.items():
             thinned = thin(table, choose)
             result[kind][name] = compare(thinned, space, some, ms)
             result[kind][name]["blocks"] = sum(len(points) for points in thinned.points.values())
-        result[kind]["quarter_to_full"] = result[kind]["quarter"]["mean_abs"] / result[kind]["full"]["mean_abs"]
+        if "full" in tables:
+            result[kind]["quarter_to_full"] = result[kind]["quarter"]["mean_abs"] / result[kind]["full"]["mean_abs"]
     return result
 
 
@@ -162,7 +175,7 @@ def show(rows: dict[str, dict[str, Any]]) -> None:
     for space, backends in rows.items():
         for backend, result in backends.items():
             for kind in ("sizes", "uniform"):
-                for name in TABLES:
+                for name in [name for name in TABLES if name in result[kind]]:
                     row = result[kind][name]
                     shown.add_row(
                         space, backend, f"{row['n']} {kind}", name, str(row["blocks"]), f"{row['within5']:.0%}",
@@ -173,11 +186,15 @@ def show(rows: dict[str, dict[str, Any]]) -> None:
     for space, backends in rows.items():
         for backend, result in backends.items():
             repeat = result["repeat"]
+            ratios = [
+                f"{result[kind]['quarter_to_full']:.2f} ({kind})"
+                for kind in ("sizes", "uniform")
+                if "quarter_to_full" in result[kind]
+            ]
             console.print(
                 f"{space}, {backend}: the two lower of three passes differ by {repeat['mean_abs']:.2%} "
                 f"(worst {repeat['worst']:.1%}), {result['disturbed']} networks marked as disturbed; quarter / full "
-                f"error {result['sizes']['quarter_to_full']:.2f} (sizes), "
-                f"{result['uniform']['quarter_to_full']:.2f} (uniform)",
+                f"error: {', '.join(ratios) or 'no full table'}",
                 highlight=False,
             )
 
@@ -219,6 +236,8 @@ def main() -> None:
         "--networks", type=int, default=50, help="of all sizes, and half as many uniform ones (default: %(default)s)"
     )
     parser.add_argument("--seconds", type=float, default=0.15, help="on each network and pass (default: %(default)s)")
+    alone = "build the table as `build_table` does, instead of measuring every width"
+    parser.add_argument("--default-build", action="store_true", help=alone)
     parser.add_argument("--quick", action="store_true", help="the smallest space, ONNX Runtime, 16 networks")
     args = parser.parse_args()
     if args.quick:

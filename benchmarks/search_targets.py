@@ -55,7 +55,8 @@ def spread(low: float, high: float, count: int) -> list[float]:
 
 def measure_anew(specs: list[Path], table: LatencyTable) -> list[dict[str, Any]]:
     """Records of the networks, measured in turn in a process that has done nothing else."""
-    setting = {k: table.describe()[k] for k in ("backend", "batch", "threads", "dtype", "accelerator")}
+    names = ("backend", "batch", "threads", "dtype", "accelerator", "memory_format")
+    setting = {k: v for k, v in table.describe().items() if k in names}
     command = [sys.executable, __file__, "--measure", json.dumps(setting), *map(str, specs)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:

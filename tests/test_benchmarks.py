@@ -256,3 +256,16 @@ def test_quick(name: str, tmp_path: Path):
     command += ["--work-dir", str(tmp_path / "work")] if name == "digit_scenes" else []
     subprocess.run(command, check=True, cwd=ROOT)
     assert len(json.loads((tmp_path / "o.json").read_text())["rows"]) == {"digit_scenes": 6}.get(name, 9)
+
+
+@pytest.mark.slow
+def test_latency_published_quick(tmp_path: Path):
+    """Fewer forms of the model, the same predictor."""
+    command = [sys.executable, str(FOLDER / "latency_published.py"), "--quick", "--json", str(tmp_path / "o.json")]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    quick = json.loads((tmp_path / "o.json").read_text())["published"]
+    whole = json.loads((FOLDER / "results" / "latency_published.json").read_text())["published"]
+    assert list(quick) == list(whole)
+    for name, column in quick.items():
+        assert "any" not in column and column["mean_abs"] == pytest.approx(whole[name]["mean_abs"], abs=1e-3)
+    assert quick["v100_tensorrt8_fp16_b1"]["methods_baseline"] == {"mean_abs": 0.11}

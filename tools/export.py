@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="ARCH|CONFIG", help=model)
     parser.add_argument("--format", required=True, choices=FORMAT_NAMES, help="what to write")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: the network's name here, with the format's suffix"
+        "--out", type=Path, metavar="FILE", help="default: the network's name here; ends in the format's suffix"
     )
     parser.add_argument("--weights", metavar="F", help="weights of a name, spec or config; without: random")
     parser.add_argument("--pretrained", action="store_true", help="published weights of a name of the zoo or of timm")
@@ -54,7 +55,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", choices=("fp32", "fp16"), default="fp32", help="%(default)s; input and outputs stay fp32"
     )
-    parser.add_argument("--opset", type=_positive, default=17, metavar="N", help="of ONNX (%(default)s)")
+    opset = "of onnx and engine, exactly this one (default: 17 where torch can)"
+    parser.add_argument("--opset", type=_positive, metavar="N", help=opset)
     parser.add_argument(
         "--normalize", action="store_true", help="the file takes RGB images of 0…255 and scales them itself"
     )
@@ -67,10 +69,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"takes a number from 1, got {text}")
-    return value
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"takes a whole number from 1, got {text!r}")
+    return int(text)
 
 
 def find_format(name: str) -> Format:
@@ -153,19 +154,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Load, export, and return what was written."""
     from prunet_zoo.latency.probes import randomise
     from prunet_zoo.models.export import Options, export
-    from prunet_zoo.models.export.formats import need
+    from prunet_zoo.models.export.formats import check_path, need
 
     options = Options(
         args.batch, args.dynamic_batch, args.dtype, args.opset, args.normalize, args.tolerance, not args.no_check
     )
     form = find_format(args.format)
-    if options.check:
+    if args.out is not None:
+        check_path(form, args.out)
+    if options.check or form.needed:
         need(form)  # said before a network is built, or its weights are downloaded
     network = load_network(args)
     if network.weights is None:
         randomise(network.module)  # a fresh network's signals die out, and nothing could be compared
-    out = args.out if args.out is not None else Path(f"{network.name}{form.suffix}")
+    out = args.out if args.out is not None else Path(f"{_file_name(network.name)}{form.suffix}")
     return export(network, form, out, options)
+
+
+def _file_name(name: str) -> str:
+    """A network's name as that of a file in the current folder; a spec may be called anything."""
+    return re.sub(r"[^\w.@+-]+", "_", name).lstrip(".") or "network"
 
 
 def describe(record: dict[str, Any]) -> str:

@@ -12,13 +12,16 @@ python tools/latency.py report --out work_dirs/latency
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from prunet_zoo.console import run_plain_tool
 from prunet_zoo.latency.commands import compare, fit, measure, predict, report, table
 
-STOPPED = "interrupted; what was measured is kept: the same command goes on"
 COMMANDS = (measure, table, predict, fit, compare, report)
+STOPPED = "stopped; nothing was left behind"
+GOES_ON = "interrupted; what was measured is kept: the same command goes on"
+TOLD = {"measure": measure.STOPPED, "table": GOES_ON, "report": GOES_ON}  # others: STOPPED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,5 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def stopped(argv: Sequence[str]) -> str:
+    """What is told when a signal ends the command of these arguments."""
+    return TOLD.get(argv[0], STOPPED) if argv else STOPPED
+
+
 if __name__ == "__main__":
-    run_plain_tool(main, stopped=STOPPED)
+    run_plain_tool(main, stopped=stopped(sys.argv[1:]))

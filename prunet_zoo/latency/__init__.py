@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from prunet_zoo.latency.predictor import DeviceModel, Predictor, list_devices
     from prunet_zoo.latency.progress import progress_bar
     from prunet_zoo.latency.record import Record, Timing, append_record, read_records
-    from prunet_zoo.latency.report import make_report
+    from prunet_zoo.latency.report import ReportPlan, make_report
     from prunet_zoo.latency.table import LatencyTable
 
 _HOME = {
@@ -57,7 +57,7 @@ _HOME = {
     "predictor": ("DeviceModel", "Predictor", "list_devices"),
     "progress": ("progress_bar",),
     "record": ("Record", "Timing", "append_record", "read_records"),
-    "report": ("make_report",),
+    "report": ("ReportPlan", "make_report"),
     "table": ("LatencyTable",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -73,6 +73,7 @@ __all__ = [
     "LatencyTable",
     "Predictor",
     "Record",
+    "ReportPlan",
     "Session",
     "Setting",
     "Timing",

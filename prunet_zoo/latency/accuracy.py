@@ -20,7 +20,8 @@ class KnownNetwork(Frozen):
     """A network and what its weights were published with.
 
     ``name`` is what `measure` takes. ``input_size`` is the side in px at which ``top1`` (%) was measured. ``weights``
-    is the tag of timm's weights; None for the zoo's.
+    is the tag of timm's weights; None for the zoo's. ``teacher``: timm's name of the network that they were distilled
+    from, if they were.
     """
 
     name: str
@@ -29,6 +30,7 @@ class KnownNetwork(Frozen):
     input_size: int = Field(ge=1)
     top1: float = Field(gt=0.0, lt=100.0)
     weights: str | None = None
+    teacher: str | None = None
 
 
 @cache

@@ -1,9 +1,9 @@
 """Where a network's time goes: each block measured in a probe of its own, next to the whole network.
 
 All probes, their bare frames (`prunet_zoo.latency.probes`) and the network are run in turn, one run each, so that each
-finds the caches filled by the others and a slow minute slows all of them. A block's figure is its probe less its
-frame. What the sum lacks or exceeds of the whole network is shown too: the call, fusion across blocks, gaps between
-kernels.
+finds the caches filled by the others and a slow minute slows all of them; on the CPU, rounds in which the processor was
+slow do not count. A block's figure is its probe less its frame, and a cheap one's may come out below 0. What the sum
+lacks or exceeds of the whole network is shown too: the call, fusion across blocks, gaps between kernels.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from pydantic import Field
 from torch import nn
 
 from prunet_zoo.latency.backends import Backend, Setting, get_backend
+from prunet_zoo.latency.device import fingerprint
 from prunet_zoo.latency.interleave import time_sets
 from prunet_zoo.latency.probes import Probe, block_probe, randomise
 from prunet_zoo.latency.record import now
+from prunet_zoo.latency.references import References, recall, reference_key
 from prunet_zoo.models import create_model
 from prunet_zoo.models.layers import ConvNormAct, PooledHead
 from prunet_zoo.spec import BlockSpec, Frozen, NetSpec, load_spec
@@ -121,7 +123,11 @@ def _measure(spec: NetSpec, engine: Backend, setting: Setting, seconds: float) -
             engine.prepare(randomise(m), (setting.batch, *shape), setting)
             for m, shape in zip(modules, inputs, strict=True)
         ]
-        *timings, tail_ms, whole_ms = (s.timing().median_ms for s in time_sets([sessions], seconds)[0])
+        references = None
+        if setting.accelerator == "cpu":
+            references = References(recall(reference_key(fingerprint(engine, setting)["hash"])))
+        (series,) = time_sets([sessions], seconds, references)
+        *timings, tail_ms, whole_ms = (runs.timing(references).median_ms for runs in series)
     frame = dict(zip(shapes, timings, strict=False))
     probe = dict(zip(places, timings[len(shapes) :], strict=True))
     parts = []
@@ -133,7 +139,7 @@ def _measure(spec: NetSpec, engine: Backend, setting: Setting, seconds: float) -
 
 
 def _part(name: str, kind: str, stage: int, stride: int, in_size: tuple[int, int], ms: float) -> Part:
-    return Part(name=name, kind=kind, stage=stage, stride=stride, in_size=in_size, ms=max(0.0, ms))
+    return Part(name=name, kind=kind, stage=stage, stride=stride, in_size=in_size, ms=ms)
 
 
 def _image_shape(spec: NetSpec) -> tuple[int, int, int]:

@@ -8,19 +8,23 @@ last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 
+from prunet_zoo.errors import LatencyError
+from prunet_zoo.files import WriteError
 from prunet_zoo.latency.backends import Backend, Session, Setting, get_backend
 from prunet_zoo.latency.correction import fit_correction
 from prunet_zoo.latency.device import fingerprint
 from prunet_zoo.latency.interleave import PATIENCE, time_sets
 from prunet_zoo.latency.plan import Effort, Item, arrange, finer_widths, first_widths, list_templates, plan_networks
 from prunet_zoo.latency.probes import Probe, block_probe, random_network, randomise, stem_probe, tail_probe
-from prunet_zoo.latency.record import now
+from prunet_zoo.latency.record import Timing, now
 from prunet_zoo.latency.references import References, recall, reference_key
 from prunet_zoo.latency.subject import MAX_PARAMS_TOGETHER
 from prunet_zoo.latency.table import LatencyTable, Shape
@@ -33,7 +37,8 @@ Progress = Callable[[int, int, str], None]  # (measured, of how many, what)
 PRECISION = 0.01  # half the width of a whole network's interval that is aimed at
 SECOND_CHANCES = 2  # for blocks that were measured while the processor was slow
 MAX_BLOCK_PARAMS = 150_000_000  # blocks in memory at a time; a backend may keep several copies
-MAX_BLOCKS = 100  # an interruption loses no more
+MAX_BLOCKS = 100  # visited in turn; an interruption loses no more
+MAX_SLOW_BLOCKS = 12  # the same where preparing one takes seconds
 
 
 class BlockSet(NamedTuple):
@@ -63,8 +68,30 @@ def build_table(
         WriteError: the file cannot be written.
     """
     setting = Setting(threads, dtype, batch, accelerator, memory_format)
-    builder = _Builder(load_space(space), Path(path), get_backend(backend), setting, progress)
-    return builder.build(effort or Effort())
+    path = Path(path)
+    with _alone(path):
+        return _Builder(load_space(space), path, get_backend(backend), setting, progress).build(effort or Effort())
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other process builds this table meanwhile."""
+    lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise LatencyError(
+            f"another process is building latency table {path}; wait for it, or give another file name"
+        ) from None
+    except OSError as error:
+        raise WriteError(
+            f"cannot write latency table {path}: {error.strerror or error}; choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Builder:
@@ -81,7 +108,8 @@ class _Builder:
             start_table(path, header)
         found, entries, self.end = read_table(path)
         check_space(path, found, space)
-        asked = header.model_dump(exclude={"kind", "format", "date", "space", "space_name", "space_hash"})
+        about = {"kind", "format", "date", "space", "space_name", "space_hash", "fingerprint"}
+        asked = header.model_dump(exclude=about)
         check_same(path, found, asked)
         self.table = LatencyTable(found, entries, path)
         self.references: References | None = None
@@ -134,7 +162,8 @@ class _Builder:
             rows = [BlockSet([], True)]
         have = sum(len(points) for points in self.table.points.values())
         total = have + sum(len(row.items) for row in rows) + self.after
-        for chunk in _chunks(rows):
+        most = MAX_BLOCKS if self.backend.quick_prepare else MAX_SLOW_BLOCKS
+        for chunk in _chunks(rows, most):
             size = sum(len(row.items) for row in chunk)
 
             def report(share: float, have: int = have, size: int = size) -> None:
@@ -157,8 +186,9 @@ class _Builder:
         series = time_sets(sessions, seconds, self.references, lambda visits, of: report(0.5 + 0.5 * visits / (of + 1)))
         rows: list[dict[str, Any]] = []
         for (items, fixed), found in zip(sets, series, strict=True):
-            rows += _lines(items, fixed, [mine.timing(self.references).median_ms for mine in found])
-            if items and sum(found[0].clean(self.references)) < MIN_CLEAN:
+            slow = sum(found[0].clean(self.references)) < MIN_CLEAN
+            rows += _lines(items, fixed, [mine.timing(self.references) for mine in found], slow)
+            if items and slow:
                 self.slow.append(items)
         return rows
 
@@ -193,17 +223,18 @@ class _Builder:
             for encoding, series in zip(group, found, strict=True):
                 timing = series.timing(self.references)
                 spread = timing.model_dump(include={"p10_ms", "p90_ms", "n"})
-                rows.append({"kind": "network", "encoding": encoding, "ms": timing.median_ms, **spread})
+                slow = sum(series.clean(self.references)) < MIN_CLEAN
+                rows.append({"kind": "network", "encoding": encoding, "ms": timing.median_ms, **spread, "slow": slow})
             self._keep(rows)
 
 
-def _chunks(sets: Sequence[BlockSet]) -> list[list[BlockSet]]:
-    """Sets that fit into memory together and are visited in turn."""
+def _chunks(sets: Sequence[BlockSet], most: int) -> list[list[BlockSet]]:
+    """Sets that fit into memory together and are visited in turn, of at most ``most`` blocks in all."""
     chunks: list[list[BlockSet]] = []
     params = blocks = 0
     for row in sets:
         mine = sum(item.block.params(item.in_channels) for item in row.items)
-        if not chunks or params + mine > MAX_BLOCK_PARAMS or blocks + len(row.items) > MAX_BLOCKS:
+        if not chunks or params + mine > MAX_BLOCK_PARAMS or blocks + len(row.items) > most:
             chunks.append([])
             params = blocks = 0
         chunks[-1].append(row)
@@ -215,17 +246,18 @@ def _shapes(items: Sequence[Item]) -> list[Shape]:
     return list(dict.fromkeys((item.in_channels, item.in_size) for item in items))
 
 
-def _lines(items: Sequence[Item], fixed: bool, timings: Sequence[float]) -> list[dict[str, Any]]:
-    """Lines of the table for one set; ``timings`` (ms): a bare frame for each shape, the blocks, then stem and tail."""
+def _lines(items: Sequence[Item], fixed: bool, timings: Sequence[Timing], slow: bool) -> list[dict[str, Any]]:
+    """Lines of the table for one set; ``timings``: a bare frame for each shape, the blocks, then stem and tail."""
     shapes = _shapes(items)
-    frame = dict(zip(shapes, timings, strict=False))
+    frame = {shape: timing.median_ms for shape, timing in zip(shapes, timings, strict=False)}
     rows: list[dict[str, Any]] = []
-    for item, ms in zip(items, timings[len(shapes) :], strict=False):
+    for item, timing in zip(items, timings[len(shapes) :], strict=False):
         base = frame[item.in_channels, item.in_size]
         place = {"in_channels": item.in_channels, "in_size": list(item.in_size)}
-        rows.append({"kind": "block", "block": item.block.to_dict(), **place, "ms": ms - base, "frame_ms": base})
+        figures = {"ms": timing.median_ms - base, "frame_ms": base, "n": timing.n, "slow": slow}
+        rows.append({"kind": "block", "block": item.block.to_dict(), **place, **figures})
     if fixed:
-        stem, tail, base = timings[-3:]
+        stem, tail, base = (timing.median_ms for timing in timings[-3:])
         rows.append({"kind": "fixed", "part": "stem", "ms": stem})
         rows.append({"kind": "fixed", "part": "tail", "ms": max(0.0, tail - base), "frame_ms": base})
     return rows
@@ -241,6 +273,7 @@ def _make_header(space: SearchSpace, backend: Backend, setting: Setting) -> Head
         batch=setting.batch,
         threads=setting.threads,
         memory_format=setting.memory_format,
+        fingerprint=fingerprint(backend, setting),
         space_name=space.name,
         space_hash=space.hash,
         input_size=(space.input_size, space.input_size),

@@ -9,6 +9,7 @@ counts when that interval excludes 1.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from prunet_zoo.errors import LatencyError, few
+from prunet_zoo.latency.jsonlines import dump_line
 from prunet_zoo.latency.predictions import kendall
 from prunet_zoo.latency.record import Record, Timing, read_records
 from prunet_zoo.spec import Frozen
@@ -143,9 +145,11 @@ def _one_setting(path: str | Path) -> list[Record]:
     for field in SETTING:
         values = sorted({str(getattr(record, field)) for record in records})
         if len(values) > 1:
+            text = dump_line({field: getattr(records[0], field)}).strip("{}\n") + ","  # as lines have it
             raise LatencyError(
                 f"{path} holds records of several settings ({field.replace('_', ' ')} {few(values)}), so it is not "
-                f"clear which are to be compared; keep one in a file: grep '{field}.*{values[0]}' {path} > NEW.jsonl"
+                f"clear which are to be compared; keep one in a file: grep -F {shlex.quote(text)} "
+                f"{shlex.quote(str(path))} > NEW.jsonl"
             )
     return records
 

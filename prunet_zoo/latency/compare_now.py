@@ -135,7 +135,7 @@ def _run(
                 sessions.append(_prepare(engine, subject, setting))
         watch = Watch(setting, usable_cores(), references, None if on_cpu else gpu_id())
         warm = 0.0 if on_cpu else GPU_WARM_SECONDS
-        found = run_rounds(sessions, seconds, MIN_ROUNDS, references=references, warm_seconds=warm)
+        found = run_rounds(sessions, seconds, MIN_ROUNDS, references=references, warm_seconds=warm, look=watch.look)
         watch.stop()
     contestants = []
     for (name, backend), session, series in zip(names, sessions, found, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from prunet_zoo.latency.backends import Session, Setting
 from prunet_zoo.latency.machine import Meanwhile, Snapshot, meanwhile, snapshot
 from prunet_zoo.latency.record import Timing
 from prunet_zoo.latency.references import NAMES, References
-from prunet_zoo.latency.timing import Series, summarise
+from prunet_zoo.latency.timing import MIN_CLEAN, Series, summarise
 
 CLEAN_SHARE = 0.1  # of the rounds must be at full speed; the others do not count
 WIDE = 0.015  # half the width of an interval that says little
@@ -19,7 +20,6 @@ DRIFT = 0.02  # difference of the statistic between two halves of the time
 TAKEN = 0.25  # of the time that other processes had the processor: caches are cold after it
 STEAL = 0.05  # of a core, by the hypervisor
 CROWDED = 0.25  # cores that others kept busy beyond those that were free
-MIN_CLEAN = 5  # rounds that a statistic takes
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,25 @@ class Verdict:
 
 
 class Watch:
-    """What is watched from its making to `judge`."""
+    """What is watched from its making to `stop`. ``look`` is called during the runs, when the device is warm."""
 
     def __init__(self, setting: Setting, cores: float, references: References | None, gpu: str | None) -> None:
         self.setting, self.cores, self.references, self.gpu = setting, cores, references, gpu
         self.before: Snapshot = snapshot()
-        self.gpu_before = nvidia.gpu_state(gpu) if gpu is not None else {}
         self.during: Meanwhile | None = None
-        self.gpu_after: dict[str, Any] = {}
+        self.gpu_states: list[dict[str, Any]] = []
+        self.gpu_others: list[int] | None = None
+        self.look: Callable[[], None] | None = None if gpu is None else self._look
+
+    def _look(self) -> None:
+        if self.gpu is not None:
+            self.gpu_states.append(nvidia.gpu_state(self.gpu))
 
     def stop(self) -> None:
         """The measurement is over: take what happened meanwhile."""
         self.during = meanwhile(self.before, snapshot())
         if self.gpu is not None:
-            self.gpu_after = nvidia.gpu_state(self.gpu)
+            self.gpu_others = nvidia.other_processes(self.gpu)
 
     def judge(self, session: Session, series: Series) -> Verdict:
         """Judge the runs of one session; call `stop` before."""
@@ -61,8 +66,8 @@ class Watch:
         taken = max(0.0, 1 - series.cpu_s / series.wall_s) if session.in_thread and series.wall_s else None
         reasons = [
             *self._speed(series, clean),
-            *self._machine(self.during, taken),
-            *nvidia.gpu_reasons(self.gpu_before, self.gpu_after, DRIFT),
+            *self._machine(self.during, taken, session.solo),
+            *nvidia.gpu_reasons(self.gpu_states, self.gpu_others, DRIFT),
         ]
         doubts = [*wide(timing), *_drifting(drift)]
         return Verdict(timing, tuple(reasons), tuple(doubts), self._clock(self.during, series, clean, taken, drift))
@@ -75,12 +80,12 @@ class Watch:
         rounds = f"{1 - share:.0%} of {len(clean)} rounds"
         return [f"the processor was slower than its best in {rounds}, in the middle by {slow:.0%}"]
 
-    def _machine(self, seen: Meanwhile, taken: float | None) -> list[str]:
+    def _machine(self, seen: Meanwhile, taken: float | None, solo: bool) -> list[str]:
         reasons = []
         if taken is not None and taken > TAKEN:
             reasons.append(f"other processes had the processor for {taken:.0%} of the time")
         free = max(0.0, self.cores - self.setting.threads)
-        counts = taken is None and self.setting.accelerator == "cpu"  # in one thread, `taken` says it better
+        counts = taken is None and not solo  # in one thread `taken` says it better; a process of its own is an "other"
         if counts and seen.others is not None and seen.others > free + CROWDED:
             reasons.append(f"other processes used {seen.others:.1f} cores, {free:g} were free")
         if seen.steal is not None and seen.steal > STEAL:
@@ -99,7 +104,7 @@ class Watch:
             data["reference_us"] = {n: _short(statistics.median(us)) for n, us in zip(NAMES, looks, strict=True)}
             data["best_us"] = {n: _short(us) for n, us in zip(NAMES, self.references.best, strict=True)}
         if self.gpu is not None:
-            data |= {"gpu_before": self.gpu_before, "gpu_after": self.gpu_after}
+            data |= {"gpu": self.gpu_states, "gpu_others": self.gpu_others}
         return data
 
 
@@ -114,7 +119,7 @@ def _drift(series: Series, clean: list[bool]) -> float:
         used = series.rounds
     if len(used) < 2:
         return 0.0
-    halves = [summarise(half).median_ms for half in (used[: len(used) // 2], used[len(used) // 2 :])]
+    halves = [summarise(half, whole=series.solo).median_ms for half in (used[: len(used) // 2], used[len(used) // 2 :])]
     return max(halves) / min(halves) - 1 if min(halves) > 0 else 0.0
 
 

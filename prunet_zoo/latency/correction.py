@@ -23,15 +23,16 @@ _RIDGE = 0.3  # weight of the prior beside networks weighted 1: chosen by leave-
 
 
 class Correction(Frozen):
-    """The coefficients, and how well they predict each network when it is left out of the fit (relative errors)."""
+    """The coefficients, and how well they predict each network when it is left out of the fit (relative errors;
+    None: too few networks to leave one out)."""
 
     scale: float = Field(default=1.0, ge=0.0)
     fixed: float = Field(default=1.0, ge=0.0)
     per_block_ms: float = Field(default=0.0, ge=0.0)
     per_mparam_ms: float = Field(default=0.0, ge=0.0)
     networks: int = Field(default=0, ge=0)
-    typical_error: float = Field(default=0.0, ge=0.0)
-    worst_error: float = Field(default=0.0, ge=0.0)
+    typical_error: float | None = Field(default=None, ge=0.0)
+    worst_error: float | None = Field(default=None, ge=0.0)
 
     def block(self, raw_ms: float, params: int) -> float:
         """Latency of a block in a network, from its probe (ms) and its number of parameters."""
@@ -74,8 +75,8 @@ def fit_correction(networks: Sequence[NetworkParts]) -> Correction:
         per_block_ms=per_block,
         per_mparam_ms=per_mparam,
         networks=len(networks),
-        typical_error=float(np.median(errors)) if errors else 0.0,
-        worst_error=float(np.max(errors)) if errors else 0.0,
+        typical_error=float(np.median(errors)) if errors else None,
+        worst_error=float(np.max(errors)) if errors else None,
     )
 
 

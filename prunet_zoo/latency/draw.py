@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from textwrap import wrap
 from typing import NamedTuple
@@ -12,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -29,6 +31,7 @@ _FAMILY = {  # colour, marker
     "ResNet": ("#6c757d", "v"),
     "RegNet": ("#9d4edd", "P"),
 }
+DISTURBED = "#a8a8a8"
 DPI = 110  # of the files that `prunet_zoo.page.figure_png` makes
 _KIND = {"conv": "#8d99ae", "irb": "#2a6f97", "fused_irb": "#e07a5f", "tail": "#c9ada7"}
 
@@ -42,10 +45,20 @@ class Point(NamedTuple):
     top1: float
     low_ms: float
     high_ms: float
+    distilled: bool = False
+    disturbed: bool = False
+
+    @property
+    def color(self) -> str:
+        """Of its mark and its name."""
+        return DISTURBED if self.disturbed else _look(self.family)[0]
 
 
 def draw_accuracy(points: Sequence[Point], title: str) -> Figure:
-    """Published top-1 over measured latency (log axis) with 95% intervals; the Pareto line is dashed."""
+    """Published top-1 over measured latency (log axis) with 95% intervals; the Pareto line is dashed.
+
+    Hollow marks: distilled weights. Grey ones: the latency was disturbed.
+    """
     fig, ax = plt.subplots(figsize=(10, 7.2), dpi=DPI)  # names are placed pixel by pixel
     for family in dict.fromkeys(p.family for p in points):
         mine = sorted((p for p in points if p.family == family), key=lambda p: p.ms)
@@ -54,9 +67,14 @@ def draw_accuracy(points: Sequence[Point], title: str) -> Figure:
         spread = [[p.ms - p.low_ms for p in mine], [p.high_ms - p.ms for p in mine]]
         ax.errorbar(xs, ys, xerr=spread, fmt="none", ecolor=color, elinewidth=0.8, alpha=0.7, zorder=2)
         size = 11 if marker == "*" else 6
-        ax.plot(xs, ys, ls="", marker=marker, ms=size, color=color, label=family, zorder=3)
+        for p in mine:
+            face = "white" if p.distilled else p.color
+            ax.plot(p.ms, p.top1, ls="", marker=marker, ms=size, mec=p.color, mfc=face, zorder=3)
+        ax.plot([], [], ls="", marker=marker, ms=size, color=color, label=family)
     best = [points[i] for i in pareto((p.ms, p.top1) for p in points)]
-    ax.plot([p.ms for p in best], [p.top1 for p in best], color="black", ls="--", lw=1, zorder=1, label="Pareto line")
+    ax.plot(
+        [p.ms for p in best], [p.top1 for p in best], color="black", ls="--", lw=1, zorder=1, label=_line_name(best)
+    )
     _log_axis(ax, [p.ms for p in points])
     low, high = min(p.top1 for p in points), max(p.top1 for p in points)
     margin = max(0.5, 0.07 * (high - low))
@@ -65,14 +83,26 @@ def draw_accuracy(points: Sequence[Point], title: str) -> Figure:
     ax.set_ylabel("published ImageNet-1k top-1 (%)")
     ax.set_title(title, fontsize=10)
     handles, names = ax.get_legend_handles_labels()
-    fig.legend(handles, names, fontsize=8, ncols=len(names), loc="lower center")  # inside it could cover a point
+    for shown, face, edge, name in (
+        (any(p.distilled for p in points), "white", "black", "hollow: distilled"),
+        (any(p.disturbed for p in points), DISTURBED, DISTURBED, "grey: disturbed"),
+    ):
+        if shown:
+            handles.append(Line2D([], [], ls="", marker="o", mfc=face, mec=edge))
+            names.append(name)
+    columns = math.ceil(len(names) / 2)
+    fig.legend(handles, names, fontsize=8, ncols=columns, loc="lower center")  # inside it could cover a point
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25, which="both")
-    fig.tight_layout(rect=(0, 0.035, 1, 1))
+    fig.tight_layout(rect=(0, 0.06, 1, 1))
     line = [(p.ms, p.top1) for p in best]
-    colors = [_look(p.family)[0] for p in points]
+    colors = [p.color for p in points]
     label_points(ax, [p.ms for p in points], [p.top1 for p in points], [p.label for p in points], colors, line)
     return fig
+
+
+def _line_name(best: Sequence[Point]) -> str:
+    return "Pareto line (uncertain: disturbed points on it)" if any(p.disturbed for p in best) else "Pareto line"
 
 
 def _look(family: str) -> tuple[str, str]:
@@ -135,7 +165,7 @@ def draw_breakdowns(breakdowns: Sequence[Breakdown]) -> Figure:
     fig, axes = plt.subplots(len(breakdowns), 1, figsize=(10, 2.0 * len(breakdowns) + 0.5), squeeze=False)
     for ax, network in zip(axes[:, 0], breakdowns, strict=True):
         parts = network.parts
-        ax.bar(range(len(parts)), [p.ms for p in parts], color=[_KIND[p.kind] for p in parts], width=0.85)
+        ax.bar(range(len(parts)), [max(0.0, p.ms) for p in parts], color=[_KIND[p.kind] for p in parts], width=0.85)
         starts = [i for i in range(len(parts)) if i == 0 or parts[i].stage != parts[i - 1].stage]
         for i in starts[1:]:
             ax.axvline(i - 0.5, color="#bbbbbb", lw=0.8)

@@ -1,6 +1,7 @@
 """Files of JSON lines that grow as things are measured and survive an interruption.
 
 An interrupted append leaves a last line that is cut short: readers drop it, and it is cut off before the next append.
+A last line that lacks its end alone is whole: it is read, and the next append ends it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ def dump_line(row: Any) -> str:
 
 def split_lines(raw: bytes) -> tuple[list[bytes], int]:
     """The whole lines of a file's bytes, without their ends, and where the last of them ends."""
-    *lines, rest = raw.split(b"\n")  # what follows the last line end was cut short
+    *lines, rest = raw.split(b"\n")
+    if isinstance(parse_line(rest), dict):  # lacks its end alone; anything else was cut short
+        return [*lines, rest], len(raw)
     return lines, len(raw) - len(rest)
 
 
@@ -34,7 +37,7 @@ def parse_line(line: bytes) -> Any:
 
 
 def append_lines(path: str | Path, rows: Iterable[Any], end: int, what: str, advice: str) -> int:
-    """Append ``rows`` after byte ``end``, flushed to the disk; returns the new end.
+    """Append ``rows`` after byte ``end``, on lines of their own, flushed to the disk; returns the new end.
 
     Raises:
         WriteError: the disk is full or the file cannot be written; it holds what it held before. The message names the
@@ -43,6 +46,9 @@ def append_lines(path: str | Path, rows: Iterable[Any], end: int, what: str, adv
     data = "".join(map(dump_line, rows)).encode()
     try:
         with open(path, "r+b") as file:
+            file.seek(max(0, end - 1))
+            if file.read(min(1, end)) not in (b"", b"\n"):
+                data = b"\n" + data
             try:
                 file.truncate(end)
                 file.seek(end)

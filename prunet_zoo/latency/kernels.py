@@ -2,8 +2,9 @@
 
 A fusing runtime folds BatchNorm into its convolution and runs the residual addition and the activations of
 `Runtime.fused_activations` in the same kernel; other activations are kernels of their own, and so are pooling, the two
-layers and the gate (sigmoid and multiplication in one) of a squeeze-and-excite. In eager PyTorch convolution,
-BatchNorm, activation and addition are kernels of their own.
+layers and the gate (sigmoid and multiplication in one) of a squeeze-and-excite. TorchInductor does not fold BatchNorm
+unless it freezes weights: BatchNorm, activation and addition are one kernel after the convolution. In eager PyTorch
+convolution, BatchNorm, activation and addition are kernels of their own.
 
 Only shapes are computed here; what a kernel costs is `prunet_zoo.latency.roofline`'s business.
 """
@@ -23,10 +24,12 @@ class Runtime(Frozen):
     """How a network becomes kernels.
 
     ``fuses``: BatchNorm and residual addition are part of the convolution. ``fused_activations``: these are too.
+    ``folds``: False puts all of these into one kernel that follows the convolution.
     ``asynchronous``: launching a kernel overlaps with running the one before, so that the longer of both counts.
     """
 
     fuses: bool = True
+    folds: bool = True
     fused_activations: tuple[Activation, ...] = ("relu",)
     asynchronous: bool = False
 
@@ -128,12 +131,15 @@ def _conv(
 ) -> list[Kernel]:
     """Convolution, BatchNorm, activation, addition: ``before`` and ``after`` are pixels of its map."""
     fused = runtime.fuses
-    maps = channels * before + out * after + (out * after if residual and fused else 0)
+    inside = residual and fused and runtime.folds
+    maps = channels * before + out * after + (out * after if inside else 0)
     kind: Kind = "depthwise" if depthwise else "convolution"
     depth = 1 if depthwise else channels
     kernels = [Kernel(name, kind, after, out, depth, taps, maps, out * depth * taps)]
     if not fused:
         kernels.append(_elementwise(f"{name}.norm", out, after))
+    elif not runtime.folds:
+        kernels.append(_elementwise(f"{name}.norm", out, after, inputs=2 if residual else 1))
     if act is not None and not runtime.is_fused(act):
         kernels.append(_elementwise(f"{name}.{act}", out, after))
     if residual and not fused:

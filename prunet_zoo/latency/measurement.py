@@ -1,9 +1,11 @@
 """`measure` and `measure_together`: the latency of networks on this machine, as records.
 
 What disturbs only slows, and on a machine that others use too it may do so for seconds without a trace. So a network is
-measured at least twice, some time apart and prepared anew (where its weights lie in memory makes a difference too),
-until the two fastest measurements agree and nothing was found that disturbed them (`Watch.judge`); the record is of
-those that agree. Otherwise it says what disturbed it.
+measured at least twice, some time apart, until the two fastest measurements agree and nothing was found that disturbed
+them (`Watch.judge`); the record is of those that agree. Otherwise it says what disturbed it.
+
+Where a backend prepares quickly (`Backend.quick_prepare`) each measurement is of a network prepared anew: where its
+weights lie in memory makes a difference too. What the others build is built once.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from prunet_zoo.errors import LatencyError
-from prunet_zoo.latency.backends import Backend, Session, Setting, get_backend
+from prunet_zoo.latency.backends import Backend, Session, Setting, check_output, get_backend
 from prunet_zoo.latency.conditions import Verdict, Watch, wide
 from prunet_zoo.latency.device import fingerprint, gpu_id, usable_cores
-from prunet_zoo.latency.record import Record, now
+from prunet_zoo.latency.record import ATTEMPTS, Record, now
 from prunet_zoo.latency.references import References, recall, reference_key, remember
 from prunet_zoo.latency.subject import Arch, Subject, subject_groups
 from prunet_zoo.latency.timing import Series, join_series, run_rounds
@@ -42,7 +44,7 @@ def measure(
     accelerator: str = "cpu",
     seconds: float = 0.4,
     memory_format: str = "contiguous",
-    attempts: int = 5,
+    attempts: int = ATTEMPTS,
 ) -> Record:
     """Measure the latency of a network in eval mode.
 
@@ -81,7 +83,7 @@ def measure_together(
     accelerator: str = "cpu",
     seconds: float = 0.4,
     memory_format: str = "contiguous",
-    attempts: int = 5,
+    attempts: int = ATTEMPTS,
     progress: Progress | None = None,
     keep: Callable[[Record], None] | None = None,
 ) -> list[Record]:
@@ -130,6 +132,9 @@ class _Bench:
     def measure_group(self, group: list[Subject]) -> list[Record]:
         with self.engine.environment(self.setting):
             sessions = [self._prepare(subject) for subject in group]
+            if not self.on_cpu or self.setting.dtype != "fp32":  # where arithmetic may leave its range unnoticed
+                for subject, session in zip(group, sessions, strict=True):
+                    self._check(subject, session)
             found: list[list[Visit]] = [[] for _ in sessions]
             pending = list(range(len(sessions)))
             for number in range(self.attempts):
@@ -148,8 +153,16 @@ class _Bench:
         ]
 
     def _prepare(self, subject: Subject) -> Session:
-        shape = (self.setting.batch, subject.channels, *subject.size)
-        return self.engine.prepare(subject.module, shape, self.setting)
+        return self.engine.prepare(subject.module, self._shape(subject), self.setting)
+
+    def _shape(self, subject: Subject) -> tuple[int, int, int, int]:
+        return self.setting.batch, subject.channels, *subject.size
+
+    def _check(self, subject: Subject, session: Session) -> None:
+        try:
+            check_output(session, subject.module, self._shape(subject), self.setting.dtype)
+        except LatencyError as error:
+            raise LatencyError(f"{subject.name} with backend {self.engine.name!r}: {error}") from None
 
     def _is_open(self, visits: list[Visit]) -> bool:
         return len(visits) < min(2, self.attempts) or bool(settle(visits).reasons)
@@ -158,7 +171,7 @@ class _Bench:
         references = References(recall(self.key)) if self.on_cpu else None
         watch = Watch(self.setting, self.cores, references, self.gpu)
         warm = 0.0 if self.on_cpu else GPU_WARM_SECONDS
-        series = run_rounds(sessions, self.seconds, MIN_ROUNDS, PRECISION, references, warm)
+        series = run_rounds(sessions, self.seconds, MIN_ROUNDS, PRECISION, references, warm, look=watch.look)
         watch.stop()
         verdicts = [watch.judge(session, runs) for session, runs in zip(sessions, series, strict=True)]
         if references is not None and references.looks:
@@ -184,6 +197,7 @@ class _Bench:
             memory_format=self.setting.memory_format,
             disturbed=verdict.reasons,
             attempts=attempts,
+            seconds=self.seconds,
             clock=verdict.clock,
             fingerprint=self.fingerprint,
             date=now(),
@@ -200,16 +214,20 @@ class Visit(NamedTuple):
 
 def settle(visits: Sequence[Visit]) -> Verdict:
     """What several measurements of one network say together: the figure of the fastest and of those within `AGREE` of
-    it, with the reasons of the least disturbed among them. Where no other agrees, that is a reason too."""
+    it, with the reasons of the least disturbed among them. Where no other agrees, that is a reason too. Percentiles and
+    counts are of all measurements, and ``clock`` has the figure of each (``visits_ms``)."""
     ordered = sorted(visits, key=lambda visit: visit.verdict.timing.median_ms)
     fastest = ordered[0].verdict.timing.median_ms
     near = [visit for visit in ordered if visit.verdict.timing.median_ms <= fastest * (1 + AGREE)]
     best = min(near, key=lambda visit: len(visit.verdict.reasons))
+    everything = join_series([visit.series for visit in visits])
+    timing = join_series([visit.series for visit in near]).timing(best.references, everything)
+    clock = {**best.verdict.clock, "visits_ms": [visit.verdict.timing.median_ms for visit in visits]}
+    settled = replace(best.verdict, timing=timing, clock=clock)
     if len(near) > 1:
-        timing = join_series([visit.series for visit in near]).timing(best.references)
-        return replace(best.verdict, timing=timing, reasons=(*best.verdict.reasons, *wide(timing)))
+        return replace(settled, reasons=(*best.verdict.reasons, *wide(timing)))
     reasons = [*best.verdict.reasons, *best.verdict.doubts]
     if len(ordered) > 1:
         slower = ordered[1].verdict.timing.median_ms / fastest - 1
         reasons.append(f"no other of {len(ordered)} measurements agrees: the next was {slower:.1%} slower")
-    return replace(best.verdict, reasons=tuple(reasons))
+    return replace(settled, reasons=tuple(reasons))

@@ -6,7 +6,8 @@ import csv
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 FIELDS = (
@@ -28,24 +29,36 @@ THROTTLED = {
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
+IDLE = 0x1  # "nothing is running on the GPU and the clocks are dropping"
 SECONDS = 20.0
+PROC = Path("/proc")
 
 
 def gpu_state(gpu: str) -> dict[str, Any]:
     """Ask ``nvidia-smi`` about one GPU (index or UUID).
 
     Returns:
-        Numbers and texts by the names of `FIELDS` with underscores, ``throttled`` (list of causes) and
-        ``other_processes`` (ids); only ``{"nvidia_smi": "…"}`` with the reason where it cannot be asked.
+        Numbers and texts by the names of `FIELDS` with underscores, ``throttled`` (list of causes) and ``idle``;
+        only ``{"nvidia_smi": "…"}`` with the reason where it cannot be asked.
     """
     if shutil.which("nvidia-smi") is None:
         return {"nvidia_smi": "not found"}
     try:
-        state = parse_state(_ask(gpu, f"--query-gpu={','.join(FIELDS)}"))
-        processes = parse_processes(_ask(gpu, "--query-compute-apps=pid,used_memory"))
+        return parse_state(_ask(gpu, f"--query-gpu={','.join(FIELDS)}"))
     except (subprocess.SubprocessError, OSError, ValueError) as error:
         return {"nvidia_smi": f"failed: {error}"}
-    return {**state, "other_processes": [pid for pid in processes if pid != os.getpid()]}
+
+
+def other_processes(gpu: str) -> list[int] | None:
+    """Ids of other processes that compute on a GPU; None where ``nvidia-smi`` does not tell.
+
+    In a container it tells the ids of the host, this process's too; those that do not exist here do not count.
+    """
+    try:
+        processes = parse_processes(_ask(gpu, "--query-compute-apps=pid,used_memory"))
+    except (subprocess.SubprocessError, OSError):
+        return None
+    return [pid for pid in processes if pid != os.getpid() and (not PROC.is_dir() or (PROC / str(pid)).is_dir())]
 
 
 def _ask(gpu: str, query: str) -> str:
@@ -65,7 +78,8 @@ def parse_state(text: str) -> dict[str, Any]:
     values = {field.replace(".", "_"): _value(cell) for field, cell in zip(FIELDS, rows[0], strict=True)}
     active = values.pop("clocks_throttle_reasons_active")
     bits = int(active, 16) if isinstance(active, str) else 0
-    return {**values, "throttled": [cause for bit, cause in THROTTLED.items() if bits & bit]}
+    throttled = [cause for bit, cause in THROTTLED.items() if bits & bit]
+    return {**values, "throttled": throttled, "idle": bool(bits & IDLE)}
 
 
 def _value(cell: str) -> float | str | None:
@@ -84,14 +98,23 @@ def parse_processes(text: str) -> list[int]:
     return [int(first) for first in firsts if first.isdigit()]
 
 
-def gpu_reasons(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> list[str]:
-    """What in two states of a GPU, before and after a measurement, disturbs it."""
-    causes = list(dict.fromkeys([*before.get("throttled", []), *after.get("throttled", [])]))
+def gpu_reasons(states: Iterable[dict[str, Any]], others: Sequence[int] | None, tolerance: float) -> list[str]:
+    """What disturbs a measurement on a GPU.
+
+    Args:
+        states: the GPU at some moments of the measurement, in order (`gpu_state`). Those in which it was idle do not
+            count, and a clock that rises is one that wakes up.
+        others: ids of other processes on it.
+        tolerance: what the clock may fall by, relative to the highest before.
+    """
+    busy = [state for state in states if not state.get("idle")]
+    causes = list(dict.fromkeys(cause for state in busy for cause in state.get("throttled", [])))
     reasons = [f"GPU throttled: {', '.join(causes)}"] if causes else []
-    first, last = before.get("clocks_sm"), after.get("clocks_sm")
-    if first and last and abs(last / first - 1) > tolerance:
-        reasons.append(f"GPU clock went from {first:.0f} to {last:.0f} MHz")
-    others: Sequence[int] = after.get("other_processes", [])
+    clocks = [state["clocks_sm"] for state in busy if state.get("clocks_sm")]
+    falls = [(max(clocks[: i + 1]), clock) for i, clock in enumerate(clocks)]
+    top, clock = max(falls, key=lambda fall: fall[0] / fall[1], default=(1.0, 1.0))
+    if top / clock - 1 > tolerance:
+        reasons.append(f"GPU clock went from {top:.0f} to {clock:.0f} MHz")
     if others:
         reasons.append(f"{len(others)} other process{'es' if len(others) > 1 else ''} on the GPU")
     return reasons

@@ -143,10 +143,15 @@ def fit_device(
         peaks: fields of `Peaks` that are known, from a data sheet.
 
     Raises:
-        LatencyError: fewer than four different networks, or a backend or device that does not fit ``like``.
+        LatencyError: fewer than four different networks, or a backend, device or dtype that does not fit ``like``.
     """
     place, given = measured.place, {k: v for k, v in (peaks or {}).items() if v is not None}
     runtime = _runtime(place, like)
+    if like and like.model.dtype != place.dtype and "matrix_tflops" not in given:
+        raise LatencyError(
+            f"the measurements are in {place.dtype}, but the peaks of {like.name!r} are those of {like.model.dtype}; "
+            f"give the device's peaks in {place.dtype}: --peak-tflops N (and --vector-tflops N)"
+        )
     base = like.model.peaks if like else _default_peaks(place)
     prior = _prior(place, runtime, like)
     known = base.model_copy(update=given)
@@ -165,9 +170,20 @@ def fit_device(
             "rates": f"fitted to {len(measured.observations)} networks measured on the device",
             "peaks": f"{', '.join(given)} given; the others {origin}" if given else origin,
             "prior": f"rates of {like.name}" if like else "rates of an ordinary device",
+            **({"left out": f"not fully: {seen}"} if (seen := seen_before(measured, like)) else {}),
         },
         date=now(),
     )
+
+
+def seen_before(measured: Measured, like: Predictor | None) -> str | None:
+    """Which networks tell of themselves although they are left out, because ``like`` was fitted to them (on its own
+    device); None where there is none."""
+    known = {n.hash for n in like.model.fit.networks} if like else set()
+    names = list(dict.fromkeys(o.spec.name for o in measured.observations if o.hash in known))
+    if like is None or not names:
+        return None
+    return f"{like.name}, whose rates are expected, was fitted to {few(names)} too, measured on its own device"
 
 
 def _runtime(place: Place, like: Predictor | None) -> Runtime:
@@ -175,7 +191,8 @@ def _runtime(place: Place, like: Predictor | None) -> Runtime:
         asynchronous = place.accelerator == "cuda" and place.backend == "torch"
         runtime = Runtime(fuses=False, fused_activations=(), asynchronous=asynchronous)
     else:
-        runtime = Runtime(fused_activations=_ALL if place.backend in _FUSES_ALL else _RELU)
+        fused = _ALL if place.backend in _FUSES_ALL else _RELU
+        runtime = Runtime(fused_activations=fused, folds=place.backend != "torch-compile")
     if like and like.model.runtime.fuses != runtime.fuses:
         kinds = {True: "fuses layers", False: "runs layer by layer"}
         raise LatencyError(

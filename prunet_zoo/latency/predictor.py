@@ -57,12 +57,17 @@ class FitReport(Frozen):
 
 
 class DeviceModel(Frozen):
-    """A device, a way to run networks on it, and the parameters. ``sources``: where each figure is from."""
+    """A device, a way to run networks on it, and the parameters.
+
+    ``devices``: how the names begin that drivers give to such a device ("Tesla V100-SXM2-16GB"), besides ``device``
+    itself: there a network can be measured. ``sources``: where each figure is from.
+    """
 
     kind: Literal["predictor"] = "predictor"
     format: Literal[1] = 1
     name: str = Field(min_length=1, max_length=200)
     device: str
+    devices: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     accelerator: str
     backend: str
     backend_version: str
@@ -156,10 +161,8 @@ class Predictor:
         model = self.model
         return {
             "predictor": model.name,
-            **model.model_dump(
-                mode="json",
-                include={"device", "accelerator", "backend", "backend_version", "dtype", "batch", "threads", "date"},
-            ),
+            **model.model_dump(mode="json", include={"device", "devices", "accelerator", "backend", "backend_version"}),
+            **model.model_dump(mode="json", include={"dtype", "batch", "threads", "date"}),
             "unit": self.unit,
             "fit": {
                 "mean_abs": model.fit.mean_abs,

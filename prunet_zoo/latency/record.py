@@ -14,12 +14,13 @@ from prunet_zoo.files import WriteError, write_atomic
 from prunet_zoo.latency.jsonlines import append_lines, dump_line, parse_line, split_lines
 from prunet_zoo.spec import Frozen, parse
 
+ATTEMPTS = 5  # measurements of a network at most until two agree undisturbed, unless told otherwise
 LOCK_SECONDS = 30.0  # an append takes milliseconds
 
 
 class Timing(Frozen):
-    """Latency in ms with its spread: ``median_ms`` of the quieter rounds with its 95% interval ``ci_low_ms`` to
-    ``ci_high_ms``, percentiles and count of all runs."""
+    """Latency in ms with its spread: the statistic ``median_ms`` (`prunet_zoo.latency.timing`) with its 95% interval
+    ``ci_low_ms`` to ``ci_high_ms``, percentiles and counts of all runs."""
 
     median_ms: float = Field(ge=0.0)
     ci_low_ms: float = Field(ge=0.0)
@@ -41,8 +42,10 @@ class Record(Timing):
     """One measurement with everything it depends on. JSON in and out (`to_dict`, `from_dict`).
 
     ``disturbed``: why the figure is not to be relied on, in plain words with figures; empty: nothing was found.
-    ``attempts``: measurements made; the record is of the least disturbed. ``clock``: speed of the processor and what
-    else ran meanwhile (`prunet_zoo.latency.conditions`). ``fingerprint``: `prunet_zoo.latency.device.fingerprint`.
+    ``attempts``: measurements made; ``median_ms`` and its interval are of the fastest and of those that agree with it,
+    percentiles and counts of all. ``clock``: speed of the processor and what else ran meanwhile, of the least disturbed
+    of those that agree (`prunet_zoo.latency.conditions`), and ``visits_ms``, the figure of each measurement.
+    ``fingerprint``: `prunet_zoo.latency.device.fingerprint`.
     ``spec``: the network's whole spec; None, with an empty ``spec_hash``, for a network of timm.
     """
 
@@ -60,6 +63,7 @@ class Record(Timing):
     memory_format: str
     disturbed: tuple[str, ...]
     attempts: int = Field(ge=1)
+    seconds: float | None = None  # asked for each attempt; None in records of before this was kept
     clock: dict[str, Any]
     fingerprint: dict[str, Any]
     date: str  # ISO 8601, UTC
@@ -97,6 +101,27 @@ def read_records(path: str | Path) -> list[Record]:
     return [_record(path, number, line) for number, line in enumerate(lines, 1)]
 
 
+def check_log(path: str | Path) -> None:
+    """Find out whether `append_record` could append to a log, before time is spent on what it is to hold.
+
+    Raises:
+        LatencyError: the file is no log of records.
+        WriteError: it cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        with path.open("ab"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise _not_written(path, error) from error
+    if existed:
+        read_records(path)
+
+
 def append_record(path: str | Path, record: Record) -> None:
     """Append a record to a log of JSON lines, which is made if it is missing.
 
@@ -126,7 +151,11 @@ def append_record(path: str | Path, record: Record) -> None:
     except OSError as error:
         if isinstance(error, WriteError):
             raise
-        raise WriteError(f"cannot write latency log {path}: {error.strerror or error}; name another file") from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> WriteError:
+    return WriteError(f"cannot write latency log {path}: {error.strerror or error}; name another file")
 
 
 def _check_log(path: str | Path, raw: bytes, lines: list[bytes]) -> None:

@@ -7,7 +7,8 @@ over about 2 MB, which a neighbour slows who fills the caches that cores share: 
 walking through small objects and code, becomes up to half slower then. All count in CPU time of the thread.
 
 A value says something beside the best of the same machine: `remember` keeps the best ones in the user's cache folder,
-by device and by the libraries that do the works.
+by device, by how its clock is set and by the libraries that do the works. They only ever fall: after a change that no
+key holds (the BIOS, the cooling), delete the file (`reference_file`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 
 from prunet_zoo.files import WriteError, write_json
 from prunet_zoo.jsonfile import stable_hash
+from prunet_zoo.latency.machine import governor, limit_mhz
 from prunet_zoo.zoo.home import expand_user
 
 NAMES = ("clock", "compute", "cache")
@@ -111,8 +113,9 @@ def reference_file() -> Path:
 
 
 def reference_key(device_hash: str) -> str:
-    """What the times depend on besides the state of the machine: the hardware, and what does the works."""
-    return stable_hash([device_hash, platform.python_version(), np.__version__, ssl.OPENSSL_VERSION])
+    """What the best times depend on: the hardware, how its clock is set (where it can be read), what does the works."""
+    clock = [value for value in (governor(), limit_mhz()) if value is not None]
+    return stable_hash([device_hash, platform.python_version(), np.__version__, ssl.OPENSSL_VERSION, *clock])
 
 
 def recall(key: str) -> Look | None:

@@ -29,7 +29,7 @@ from prunet_zoo.latency.backends import Backend, Setting, get_backend
 from prunet_zoo.latency.breakdown import Breakdown, break_down
 from prunet_zoo.latency.measurement import measure_together
 from prunet_zoo.latency.predictions import Prediction, from_predictors, from_table, left_out_networks
-from prunet_zoo.latency.record import Record, append_record, now, read_records
+from prunet_zoo.latency.record import ATTEMPTS, Record, append_record, now, read_records
 from prunet_zoo.latency.subject import MAX_PARAMS_TOGETHER, TIMM
 from prunet_zoo.latency.table import LatencyTable
 from prunet_zoo.spec import NetSpec, load_spec
@@ -38,7 +38,7 @@ Progress = Callable[[int, int, str], None]  # (done, of how many, what)
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReportPlan:
     """What a report is to hold.
 
     ``networks``: to be measured and drawn. ``tables``: files; ``random``: networks measured for each. ``blocks``: names
@@ -50,7 +50,7 @@ class Plan:
     tables: Sequence[Path] = ()
     random: int = 16
     blocks: Sequence[str] = ()
-    attempts: int = 5
+    attempts: int = ATTEMPTS
     backend: str | Backend = "onnxruntime"
     setting: Setting = field(default_factory=Setting)
     seconds: float = 0.4
@@ -96,10 +96,11 @@ class Job(NamedTuple):
         return same and record.input_size == (self.side, self.side)
 
 
-def make_report(out: str | Path, plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
+def make_report(out: str | Path, plan: ReportPlan, progress: Progress | None = None) -> dict[str, Any]:
     """Measure what ``out`` lacks, and write the report there.
 
-    Records of the same network, setting, backend version and device that lie in the folder are not measured again.
+    Records of the same network, setting, backend version and device that lie in the folder are not measured again,
+    unless they were disturbed, or made with less effort: once where two attempts are to be made, or in less time.
 
     Args:
         out: the folder.
@@ -126,7 +127,7 @@ def make_report(out: str | Path, plan: Plan, progress: Progress | None = None) -
 class _Work:
     """One report on its way: what the folder holds, what is still to be measured."""
 
-    def __init__(self, out: Path, plan: Plan, report: Progress) -> None:
+    def __init__(self, out: Path, plan: ReportPlan, report: Progress) -> None:
         self.out, self.plan, self.report = out, plan, report
         self.engine = get_backend(plan.backend)
         self.engine.check(plan.setting)
@@ -146,7 +147,7 @@ class _Work:
         for table, specs in zip(self.tables, self.specs, strict=True):
             side = table.space.input_size
             runs.append(([Job(spec, side) for spec in specs], _how(table)))
-        missing = [[job for job in jobs if self._find(job, how) is None] for jobs, how in runs]
+        missing = [[job for job in jobs if not any(map(self._is_good, self._all(job, how)))] for jobs, how in runs]
         blocks = [spec for spec in map(load_spec, self.plan.blocks) if self._find_breakdown(spec) is None]
         self.total = sum(map(len, missing)) + len(blocks)
         for (jobs, how), lacking in zip(runs, missing, strict=True):
@@ -188,9 +189,15 @@ class _Work:
         self.records.append(record)
 
     def _find(self, job: Job, how: How) -> Record | None:
-        """The newest record of a network under a setting on this device."""
+        """The newest good record of a network under a setting on this device, or the newest one."""
         found = self._all(job, how)
-        return found[-1] if found else None
+        best = [record for record in found if self._is_good(record)] or found
+        return best[-1] if best else None
+
+    def _is_good(self, record: Record) -> bool:
+        """Whether a record is as this report would make it, and undisturbed."""
+        enough = record.attempts >= min(2, self.plan.attempts)
+        return enough and not record.disturbed and (record.seconds is None or record.seconds >= self.plan.seconds)
 
     def _all(self, job: Job, how: How) -> list[Record]:
         fields = _fields(get_backend(how.backend), how.setting)
@@ -270,7 +277,8 @@ def _groups(jobs: Sequence[Job], params: int) -> list[list[Job]]:
 
 def _how(table: LatencyTable) -> How:
     header = table.header
-    return How(header.backend, Setting(header.threads, header.dtype, header.batch, header.accelerator))
+    fields = (header.threads, header.dtype, header.batch, header.accelerator, header.memory_format)
+    return How(header.backend, Setting(*fields))
 
 
 def _fields(engine: Backend, setting: Setting) -> dict[str, Any]:

@@ -61,7 +61,9 @@ def _how(record: Record) -> str:
 
 
 def _point(network: KnownNetwork, record: Record) -> Point:
-    return Point(network.label, network.family, record.median_ms, network.top1, record.ci_low_ms, record.ci_high_ms)
+    interval = (record.ci_low_ms, record.ci_high_ms)
+    marks = (network.teacher is not None, bool(record.disturbed))
+    return Point(network.label, network.family, record.median_ms, network.top1, *interval, *marks)
 
 
 def _paragraph(text: str) -> str:
@@ -71,13 +73,18 @@ def _paragraph(text: str) -> str:
 def _accuracy_section(networks: Networks, data: dict[str, Any], picture: bytes) -> str:
     reference, dates = data["reference"], sorted(record.date for _, record in networks)
     count = len(reference["median_ms"])
+    teachers = [f"{network.label} ({network.teacher})" for network, _ in networks if network.teacher]
+    unsure = {network.label for network, record in networks if record.disturbed}
+    line = [f"{label} (disturbed)" if label in unsure else label for label in data["pareto"]]
     text = [
         "Latency was measured on this device with random weights, at the input size that the top-1 was published for. "
-        "Top-1 is as published, each with its own training recipe (some with distillation), so it compares weights, "
+        "Top-1 is as published, each with its own training recipe, so it compares weights, "
         "not architectures alone. Bars, mostly smaller than the marks, are 95% intervals of the latency.",
         f"Measured {dates[0]} to {dates[-1]}. {reference['name']} was measured {count} times, once in every group of "
         f"networks: its figures lie {reference['spread']:.1%} apart.",
-        f"On the Pareto line: {', '.join(data['pareto'])}.",
+        f"On the Pareto line: {', '.join(line)}."
+        + (" Where disturbed figures are shown (grey), it may run elsewhere." if unsure else ""),
+        *([f"Hollow marks: distilled, from the teachers {', '.join(teachers)}."] if teachers else []),
         *(f"Source, {key.replace('_', ' ')}: {text}" for key, text in data["sources"].items()),
     ]
     return "<h2>Accuracy against latency</h2>" + html_picture(picture) + "".join(map(_paragraph, text))
@@ -116,10 +123,14 @@ def _block_section(breakdowns: Sequence[Breakdown], picture: bytes | None) -> st
     return "<h2>Where the time goes</h2>" + text + html_picture(picture) + html_table(head, rows)
 
 
+def _weights(network: KnownNetwork) -> str:
+    return (network.weights or "zoo") + (f", distilled from {network.teacher}" if network.teacher else "")
+
+
 def _record_section(networks: Networks) -> str:
     head = ["network", "weights", "px", "top-1 (%)", "latency (ms)", "95% interval", "runs", "disturbed", "date"]
     rows = [
-        [r.spec_name, n.weights or "zoo", r.input_size[0], n.top1, f"{r.median_ms:.4g}",
+        [r.spec_name, _weights(n), r.input_size[0], n.top1, f"{r.median_ms:.4g}",
          f"{r.ci_low_ms:.4g} – {r.ci_high_ms:.4g}", r.n, "; ".join(r.disturbed) or "no", r.date]
         for n, r in sorted(networks, key=lambda pair: pair[1].median_ms)
     ]  # fmt: skip

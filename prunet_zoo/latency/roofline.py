@@ -1,5 +1,8 @@
 """What a kernel costs: overhead + max(compute, memory), the roofline model (Williams et al., CACM 2009) with a launch.
 
+Where launching a kernel overlaps with running the one before (`Runtime.asynchronous`: eager PyTorch on a GPU), it costs
+max(overhead, compute, memory).
+
 ``compute``: a convolution is a matrix product in tiles of rows × columns. Channels are padded to what the arithmetic
 units take (`Peaks.align`), the product to whole tiles. A tile runs on one unit (a GPU's SM, a CPU's core), so fewer
 tiles than units leave units idle: the occupancy of small maps. A small tile reuses what it loads less, ``rows·columns /
@@ -52,7 +55,10 @@ class Peaks(Frozen):
 
 
 class Rates(Frozen):
-    """What is fitted. Overheads in µs; the others are shares of the peaks that kernels reach."""
+    """What is fitted. Overheads in µs; the others are what kernels reach, relative to the peaks.
+
+    ``memory`` is above 1 where caches keep feature maps from one kernel to the next: the peak is that of the memory.
+    """
 
     overhead_us: Positive  # a kernel
     light_overhead_us: Positive | None = None  # an element-wise kernel; None: the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +65,40 @@ def _load_timm(arch: str, input_size: Size | None) -> Subject:
         raise unknown_name("network of timm", name, timm.list_models())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = timm.create_model(name, pretrained=False)
+        module = _timm_network(name)
     cfg: Any = module.pretrained_cfg
     channels, *own = cfg.get("test_input_size") or cfg["input_size"]
-    return Subject(arch, None, randomise(module), channels, as_size(tuple(own) if input_size is None else input_size))
+    size = as_size(tuple(own) if input_size is None else input_size)
+    subject = Subject(arch, None, randomise(module), channels, size)
+    if size != tuple(own):
+        _check_size(subject, (own[0], own[1]))
+    return subject
+
+
+def _timm_network(name: str) -> nn.Module:
+    import timm
+
+    base, _, tag = name.partition(".")
+    try:
+        return timm.create_model(name, pretrained=False)
+    except RuntimeError:  # "Invalid pretrained tag"
+        if not tag:
+            raise
+        raise unknown_name("network of timm", name, [base, *timm.list_models(f"{base}.*", pretrained=True)]) from None
+
+
+def _check_size(subject: Subject, own: tuple[int, int]) -> None:
+    """Raise `LatencyError` where a network of timm does not run at the size asked for, as many transformers do not."""
+    height, width = subject.size
+    try:
+        with torch.inference_mode():
+            copy.deepcopy(subject.module).eval()(torch.zeros(1, subject.channels, height, width))
+    except (AssertionError, RuntimeError, ValueError) as error:  # whatever the network checks by
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LatencyError(
+            f"{subject.name} does not run on input of {height}×{width} px ({why}); "
+            f"its own size is {own[0]}×{own[1]}: leave --input-size out"
+        ) from error
 
 
 def _network(arch: str | Path | dict[str, Any] | NetSpec | nn.Module) -> tuple[NetSpec, nn.Module]:

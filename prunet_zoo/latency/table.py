@@ -120,6 +120,7 @@ class LatencyTable:
         self.parts: dict[str, float] = {}
         self.networks: dict[tuple[Any, ...], float] = {}
         self.correction: Correction | None = None
+        self.slow: set[str] = set()  # what was only measured while the processor was slow
         self.add(entries)
 
     @classmethod
@@ -161,6 +162,7 @@ class LatencyTable:
             key = template_key(block, int(entry["in_channels"]), (int(h), int(w)))
             points, width, ms = self.points.setdefault(key, {}), block.hidden or 0, float(entry["ms"])
             points[width] = min(ms, points.get(width, ms))
+            self._note_speed(f"{key} {width}", entry)
         elif kind == "fixed":
             part, ms = str(entry["part"]), float(entry["ms"])
             self.parts[part] = min(ms, self.parts.get(part, ms))
@@ -168,10 +170,17 @@ class LatencyTable:
             encoding = tuple(None if c is None else (int(c[0]), int(c[1])) for c in entry["encoding"])
             ms = float(entry["ms"])
             self.networks[encoding] = min(ms, self.networks.get(encoding, ms))
+            self._note_speed(str(encoding), entry)
         elif kind == "correction":
             self.correction = parse(Correction, {k: v for k, v in entry.items() if k != "kind"}, "correction")
         else:
             raise ValueError(f"unknown kind {kind!r}")
+
+    def _note_speed(self, name: str, entry: dict[str, Any]) -> None:
+        if entry.get("slow"):
+            self.slow.add(name)
+        else:
+            self.slow.discard(name)
 
     def has(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> bool:
         """Whether this very block was measured."""
@@ -273,10 +282,11 @@ class LatencyTable:
 
     def describe(self) -> dict[str, Any]:
         """Device, backend, setting and accuracy, for reports."""
-        data = self.header.model_dump(mode="json", exclude={"kind", "space", "format"})
+        data = self.header.model_dump(mode="json", exclude={"kind", "space", "format", "fingerprint"})
         correction = (self.correction or Correction()).to_dict()
         blocks = sum(len(points) for points in self.points.values())
         data["interpolation"] = self.interpolation()
+        data["slow"] = len(self.slow)
         return {**data, "unit": self.unit, "blocks": blocks, "correction": correction, "path": str(self.path)}
 
     @property
@@ -286,11 +296,14 @@ class LatencyTable:
             self._quantum = find_quantum(self.points.values())
         return self._quantum
 
-    def interpolation(self) -> dict[str, float]:
+    def interpolation(self) -> dict[str, float | None]:
         """Error of interpolation between measured widths: each inner width left out and predicted by its neighbours,
-        across twice the gap (so this is an upper estimate); median and worst over the table."""
+        across twice the gap (so this is an upper estimate); median and worst over the table, None where no width has
+        two neighbours."""
         errors = [e for points in self.points.values() for e in leave_out_errors(points, self.quantum).values()]
-        return {"typical": float(np.median(errors)), "worst": max(errors)} if errors else {"typical": 0.0, "worst": 0.0}
+        return (
+            {"typical": float(np.median(errors)), "worst": max(errors)} if errors else {"typical": None, "worst": None}
+        )
 
     @property
     def hash(self) -> str:

@@ -2,7 +2,7 @@
 
 The first line is the header (what was measured, on what). Then one line an entry:
 
-    {"kind": "block", "block": {…}, "in_channels": 32, "in_size": [8, 8], "ms": 0.0042, …}
+    {"kind": "block", "block": {…}, "in_channels": 32, "in_size": [8, 8], "ms": 0.0042, "slow": false, …}
     {"kind": "fixed", "part": "stem", "ms": 0.0051, …}
     {"kind": "network", "encoding": [[0, 64], null, …], "ms": 0.0935, …}
     {"kind": "correction", "scale": 1.02, …}
@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import Field
 
 from prunet_zoo.errors import LatencyError, SpecError
 from prunet_zoo.files import write_atomic
@@ -38,6 +40,7 @@ class Header(Frozen):
     batch: int
     threads: int
     memory_format: str = "contiguous"
+    fingerprint: dict[str, Any] = Field(default_factory=dict)  # of the machine that began the table
     space_name: str
     space_hash: str
     input_size: tuple[int, int]

@@ -10,6 +10,9 @@ On one CPU thread a run that the system interrupted counts with its CPU time (`S
 of tens of milliseconds measurable on a machine with more work than cores. What another process does to shared caches
 and memory stays in the figure.
 
+A session that makes all its runs in one call (`Session.solo`: ``trtexec``) is a protocol of its own: its latency is the
+median over *all* its runs, as that of the published figures is, and its interval that of the median over all rounds.
+
 Several networks that are to be compared are measured together, round by round in turn (`time_together`), so that a slow
 minute slows all of them. The blocks of a table are run one by one in turn (`interleave`), so that each finds the
 caches as it would inside a network, filled by the others.
@@ -18,8 +21,10 @@ caches as it would inside a network, filled by the others.
 from __future__ import annotations
 
 import statistics
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,7 +37,8 @@ from prunet_zoo.latency.references import Look, References
 ROUND_MS = 8.0  # long enough that a switch between networks does not matter, short enough to fall between disturbances
 STABLE = 0.02  # warm-up ends when a round is within this of the best before it
 EXTEND = 3  # a series that is to reach a precision takes at most so many times the time asked for, unless told
-SOLO_RUNS = 300  # of a session whose runs are made in one call
+SOLO_ROUNDS = 30  # that the runs of a session are split into which are made in one call
+LOOK_SECONDS = 0.5  # between looks at the device during such a call
 DRAWS = 400  # resamples behind an interval
 MIN_CLEAN = 5  # rounds at full speed that the statistic is taken from, where there are so many
 
@@ -42,7 +48,7 @@ class Series:
     """The runs of one session in ms, by rounds.
 
     ``looks``: how fast the processor was before and after each round; empty where nobody looked.
-    ``wall_s``, ``cpu_s``: of all rounds, wall time and CPU time of the calling thread.
+    ``wall_s``, ``cpu_s``: of all rounds, wall time and CPU time of the calling thread. ``solo``: as of the session.
     """
 
     warmup_runs: int = 0
@@ -51,6 +57,7 @@ class Series:
     interrupted: int = 0
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    solo: bool = False
 
     def clean(self, references: References | None) -> list[bool]:
         """Of each round, whether the processor was at full speed before and after it; without looks, all are."""
@@ -58,12 +65,18 @@ class Series:
             return [True] * len(self.rounds)
         return references.are_clean(self.looks)
 
-    def timing(self, references: References | None = None) -> Timing:
-        """Reduce to the statistic of this module, over the rounds at full speed if there are at least five."""
-        clean = self.clean(references)
-        used = [group for group, good in zip(self.rounds, clean, strict=True) if good]
-        enough = len(used) >= MIN_CLEAN
-        return summarise(self.rounds, self.warmup_runs, self.interrupted, used if enough else None)
+    def timing(self, references: References | None = None, among: Series | None = None) -> Timing:
+        """Reduce to the statistic of this module, over the rounds at full speed if there are at least five.
+
+        Args:
+            references: what the rounds were judged by.
+            among: the series that this one is a part of; percentiles and counts are of that. None: of this one.
+        """
+        whole = self if among is None else among
+        used = [group for group, good in zip(self.rounds, self.clean(references), strict=True) if good]
+        if len(used) < MIN_CLEAN:
+            used = self.rounds
+        return summarise(whole.rounds, whole.warmup_runs, whole.interrupted, used, self.solo)
 
 
 def join_series(some: Sequence[Series]) -> Series:
@@ -75,6 +88,7 @@ def join_series(some: Sequence[Series]) -> Series:
         interrupted=sum(series.interrupted for series in some),
         wall_s=sum(series.wall_s for series in some),
         cpu_s=sum(series.cpu_s for series in some),
+        solo=any(series.solo for series in some),
     )
 
 
@@ -83,6 +97,7 @@ def summarise(
     warmup_runs: int = 0,
     interrupted: int = 0,
     used: Sequence[Sequence[float]] | None = None,
+    whole: bool = False,
 ) -> Timing:
     """Reduce runs (ms), grouped by round, to the statistic of this module.
 
@@ -91,14 +106,16 @@ def summarise(
         warmup_runs: runs made before.
         interrupted: runs that the system interrupted.
         used: the rounds that the median and its interval are taken from; None: all.
+        whole: take the median over all of these instead of over their quieter third.
     """
     if not rounds or not all(rounds):
         raise LatencyError("a latency needs at least one round with at least one run")
     used = rounds if used is None else used
     medians = [statistics.median(group) for group in used]
-    quiet = sorted(zip(medians, used, strict=True), key=lambda pair: pair[0])[: _third(len(used))]
+    quiet = sorted(zip(medians, used, strict=True), key=lambda pair: pair[0])
+    quiet = quiet if whole else quiet[: _third(len(used))]
     value = statistics.median(t for _, group in quiet for t in group)
-    low, high = interval(medians)
+    low, high = interval(medians, whole)
     everything = sorted(t for group in rounds for t in group)
     last = len(everything) - 1
     return Timing(
@@ -118,13 +135,14 @@ def _third(rounds: int) -> int:
     return -(-rounds // 3)
 
 
-def interval(medians: Sequence[float]) -> tuple[float, float]:
+def interval(medians: Sequence[float], whole: bool = False) -> tuple[float, float]:
     """95% interval of the statistic, relative to it: percentile bootstrap over rounds (Efron 1979), seeded.
 
-    Rounds are what is drawn, each with its median: runs of a round share what disturbs them.
+    Rounds are what is drawn, each with its median: runs of a round share what disturbs them. ``whole``: as of
+    `summarise`.
     """
     rounds = np.sort(np.asarray(medians, dtype=np.float64))
-    quiet = _third(len(rounds))
+    quiet = len(rounds) if whole else _third(len(rounds))
     drawn = np.random.default_rng(0).integers(len(rounds), size=(DRAWS, len(rounds)))
     drawn.partition(quiet - 1, axis=1)  # rounds are sorted: the lowest indices are the quieter rounds
     values = np.median(rounds[drawn[:, :quiet]], axis=1)
@@ -176,6 +194,7 @@ def run_rounds(
     references: References | None = None,
     warm_seconds: float = 0.0,
     patience: int = EXTEND,
+    look: Callable[[], None] | None = None,
 ) -> list[Series]:
     """Run several sessions in turn, a round each.
 
@@ -189,22 +208,45 @@ def run_rounds(
             ``patience`` times ``seconds``. None: ``seconds`` alone count.
         references: how to look at the speed of the processor, before and after each round.
         warm_seconds: time to warm up at least.
+        look: called after the warm-up and after the last round; during a call that makes all runs, twice a second.
     """
-    found = {i: _run_solo(session) for i, session in enumerate(sessions) if session.solo}
+    found = {i: _run_solo(session, seconds, look) for i, session in enumerate(sessions) if session.solo}
     others = [i for i in range(len(sessions)) if i not in found]
     if others:
         chosen = [sessions[i] for i in others]
-        rows = _run_in_rounds(chosen, seconds, min_rounds, precision, references, warm_seconds, patience)
+        rows = _run_in_rounds(chosen, seconds, min_rounds, precision, references, warm_seconds, patience, look)
         found.update(zip(others, rows, strict=True))
     return [found[i] for i in range(len(sessions))]
 
 
-def _run_solo(session: Session) -> Series:
+def _run_solo(session: Session, seconds: float, look: Callable[[], None] | None) -> Series:
     start = time.perf_counter()
-    runs = session.sample(SOLO_RUNS)
-    size = max(1, len(runs) // 30)
+    with _looking(look):
+        runs = session.visit(seconds)
+    size = max(1, len(runs) // SOLO_ROUNDS)
     rounds = [runs[i : i + size] for i in range(0, len(runs), size)]
-    return Series(rounds=rounds, wall_s=time.perf_counter() - start)
+    return Series(rounds=rounds, wall_s=time.perf_counter() - start, solo=True)
+
+
+@contextmanager
+def _looking(look: Callable[[], None] | None) -> Iterator[None]:
+    """Call ``look`` every half second in another thread, until the block ends."""
+    if look is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _run_in_rounds(
@@ -215,12 +257,15 @@ def _run_in_rounds(
     references: References | None,
     warm_seconds: float,
     patience: int,
+    look: Callable[[], None] | None,
 ) -> list[Series]:
     warm = [warm_up(s, max_seconds=max(seconds / 2, warm_seconds), min_seconds=warm_seconds) for s in sessions]
     sizes = [_runs_per_round(ms) for ms, _ in warm]
     round_ms = sum(ms * size for (ms, _), size in zip(warm, sizes, strict=True)) / len(warm)
     rounds = max(min_rounds, round(seconds * 1e3 / max(round_ms, 1e-4)))
     found = [Series(warmup_runs=runs) for _, runs in warm]
+    if look is not None:
+        look()
     pending = list(range(len(sessions)))
     limit = patience * seconds * len(sessions)  # of wall time, where others have the processor
     start = time.perf_counter()
@@ -231,6 +276,8 @@ def _run_in_rounds(
             pending = [i for i in pending if not _is_precise(found[i], references, precision, rounds)]
         if not pending or (number >= rounds and time.perf_counter() - start > limit):
             break
+    if look is not None:
+        look()
     return found
 
 

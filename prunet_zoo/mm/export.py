@@ -147,7 +147,7 @@ def _detector(
     if scaling is not None:
         about["preprocess"] = {
             "mean": list(scaling.mean), "std": list(scaling.std), "order": "BGR" if scaling.bgr else "RGB",
-            "pad_size_divisor": divisor, "pad_value": getattr(preprocessor, "pad_value", 0),
+            "pad_size_divisor": divisor, "pad_value": _pad_value(cfg, preprocessor, scaling),
         }  # fmt: skip
     return Network(
         module=module,
@@ -224,10 +224,7 @@ def pipeline_size(cfg: Config, divisor: int, name: str) -> tuple[int, int]:
     Raises:
         ExportError: it has no step that tells.
     """
-    dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
-    scales = [
-        s["scale"] for s in dataset.get("pipeline") or [] if s.get("type", "").endswith("Resize") and "scale" in s
-    ]
+    scales = [s["scale"] for s in _pipeline(cfg) if s.get("type", "").endswith("Resize") and "scale" in s]
     scale = scales[0] if scales else None
     if isinstance(scale, int):
         scale = (scale, scale)
@@ -238,10 +235,32 @@ def pipeline_size(cfg: Config, divisor: int, name: str) -> tuple[int, int]:
 
 
 def _scaling(preprocessor: Any) -> Scaling | None:
-    if not getattr(preprocessor, "_enable_normalize", False):
+    normalizes = getattr(preprocessor, "_enable_normalize", None)
+    if normalizes is None:  # a preprocessor of another kind
         return None
-    mean, std = (tuple(getattr(preprocessor, key).flatten().tolist()) for key in ("mean", "std"))
+    mean, std = (0.0,) * 3, (1.0,) * 3  # such as YOLOX: images as they are loaded
+    if normalizes:
+        mean, std = (tuple(getattr(preprocessor, key).flatten().tolist()) for key in ("mean", "std"))
     return Scaling(mean, std, bgr=not getattr(preprocessor, "_channel_conversion", False))
+
+
+def _pad_value(cfg: Config, preprocessor: Any, scaling: Scaling) -> float | list[float]:
+    """What stands beside an image, after scaling: of the pipeline, which pads before it, or of the preprocessor."""
+    pads = [step for step in _pipeline(cfg) if step.get("type", "").endswith("Pad")]
+    if not pads:
+        return getattr(preprocessor, "pad_value", 0)
+    given = pads[0].get("pad_val", 0)
+    given = given.get("img", 0) if isinstance(given, Mapping) else given
+    raw = list(given) if isinstance(given, Sequence) else [given] * len(scaling.mean)
+    if not scaling.bgr:
+        raw.reverse()  # images are loaded as BGR
+    values = [(value - mean) / std for value, mean, std in zip(raw, scaling.mean, scaling.std, strict=True)]
+    return values[0] if len(set(values)) == 1 else values
+
+
+def _pipeline(cfg: Config) -> Sequence[Any]:
+    dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
+    return dataset.get("pipeline") or []
 
 
 def _classes(cfg: Config, path: Path | None, meta: Mapping[str, Any] | None) -> list[str] | None:

@@ -27,7 +27,8 @@ def set_target(
     """Put ``--target-ms``, ``--table``, ``--verify`` and ``--device`` into a search config.
 
     Raises:
-        ConfigError: the config is not one of a search, or both a table and a device are given.
+        ConfigError: the config is not one of a search, both a table and a device are given, or a table where
+            MACs or a predictor are searched for.
         LatencyError: the table file does not exist.
     """
     loop = cfg.get("train_cfg") or {}
@@ -45,7 +46,13 @@ def set_target(
     if table is not None:
         if not Path(table).is_file():
             raise LatencyError(
-                f"latency table {table} does not exist; make it with: python tools/latency.py table SPACE"
+                f"latency table {table} does not exist; make it with: python tools/latency.py table SPACE --out {table}"
+            )
+        kind = cfg.train_cfg.latency.get("type", "latency")
+        if kind != "latency":
+            raise ConfigError(
+                f"--table gives measured latencies, but {cfg.filename} says train_cfg.latency.type={kind!r}; leave "
+                "--table out, or put the backend of the table there: train_cfg.latency=dict(backend='onnxruntime')"
             )
         cfg.train_cfg.latency.table = str(table)
     if verify is not None:

@@ -261,6 +261,9 @@ def check_cost_config(config: dict[str, Any]) -> dict[str, Any]:
     if odd:
         of = " of type='predictor' (its setting is the device's)" if predicted else ""
         raise ConfigError(f"train_cfg.latency{of} does not take {odd}; it takes {', '.join(fields)}")
+    unused = [name for name in ("table", "device") if config.get("type") == "macs" and config.get(name) is not None]
+    if unused:
+        raise ConfigError(f"train_cfg.latency of type='macs' has no use for {' and '.join(unused)}; leave it out")
     return dict(config)
 
 

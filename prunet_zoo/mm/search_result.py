@@ -154,16 +154,16 @@ def choose(loop: SearchLoop, path: Path, tell: Callable[[str], None] = lambda li
         encoding = loop.strategy.finish()
         measured = measure_like(space.decode(encoding), source)
         off = measured["median_ms"] / target - 1
+        doubt = f"the measurement was disturbed: {'; '.join(measured['disturbed'])}" if measured["disturbed"] else None
         missed = f"the table's word was taken (--verify 0), the network measures {100 * off:+.1f}% off the target"
-        return _chosen(encoding, None if LOWEST - 1 < off <= 0 else missed, measured=measured)
+        missed += f"; {doubt}" if doubt else ""
+        return _chosen(encoding, None if LOWEST - 1 < off <= 0 else missed, doubt, measured=measured)
     log = TrialLog(path, lambda spec: measure_like(spec, source))
     found = TargetHitter(space, cost, loop.strategy.finish, log, target, loop.verify, tell).run()
-    disturbed = "; ".join(found.trial.disturbed)
-    doubt = f"although disturbed, its repeats agree: {disturbed}" if disturbed else None
     return _chosen(
         found.trial.encoding,
         found.missed,
-        doubt,
+        found.doubt,
         measured=found.trial.record,
         correction=found.correction,
         trials=[trial.to_dict() for trial in found.trials],
@@ -217,7 +217,8 @@ def why_not_measured(source: dict[str, Any]) -> str | None:
         mine = backend.device_name(source["accelerator"])
     except PrunetError as error:
         return f"{other}: {error}"
-    return None if mine == source["device"] else f"{other}: it has {mine}"
+    known = mine == source["device"] or mine.startswith(tuple(source.get("devices", ())))
+    return None if known else f"{other}: it has {mine}"
 
 
 def measure_like(spec: NetSpec, source: dict[str, Any]) -> dict[str, Any]:

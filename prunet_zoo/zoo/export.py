@@ -37,7 +37,8 @@ def classifier_network(
         backbone: the feature maps instead of the logits.
         out_indices: feature levels of a backbone by stride: 0 is stride 2, 1 is stride 4, …; None: those of `LEVELS`
             that there are. For timm's networks the numbers are timm's.
-        input_size: H, W in px; None: what the network was trained or designed for.
+        input_size: H, W in px; None: what the network was trained or designed for; of timm's networks, what they are
+            tested at, as `prunet_zoo.latency.measure` takes it.
 
     Raises:
         UnknownNameError, SpecError, CheckpointError, DownloadError: as `create_model`.
@@ -123,7 +124,7 @@ def _timm_network(
     except Exception as error:  # no network, a name without weights, a file of another network, wrong indices
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ExportError(f"timm cannot make {name} with these options: {reason}") from error
-    cfg: Mapping[str, Any] = timm.data.resolve_model_data_config(model)
+    cfg: Mapping[str, Any] = timm.data.resolve_model_data_config(model, use_test_size=True)
     keys = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
     channels, *size = cfg["input_size"]
     preprocess = {"input_size": size[0], **{key: cfg[key] for key in keys}}

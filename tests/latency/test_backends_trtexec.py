@@ -14,6 +14,7 @@ from prunet_zoo.errors import LatencyError
 from prunet_zoo.latency.backends import Setting, check_output, get_backend
 from prunet_zoo.latency.backends import trtexec as trtexec_module
 from prunet_zoo.latency.backends.trtexec_program import decode_version, read_median, read_output, read_times
+from prunet_zoo.latency.timing import run_rounds
 
 DOUBLE = Path(__file__).with_name("trtexec_double.py")
 SHAPE = (1, 3, 8, 8)
@@ -166,6 +167,16 @@ def test_fp16_on_every_release(backend, release, flags):
     # only a strongly typed release is given a network in fp16, whose rounding shows
     error = check_output(session, module, SHAPE, "fp16")
     assert error > 1e-5 if release.startswith("11") else error < 1e-5
+
+
+def test_a_visit_is_the_published_protocol(backend):
+    """Default duration, default count, the median of all runs: nothing is asked for, nothing is left out."""
+    session = backend("8.0.3").prepare(network(), SHAPE, setting("fp16"))
+    assert len(session.visit(0.4)) == 300
+    asked = json.loads((Path(session.folder.name) / "run_options.json").read_text())
+    assert asked == ["--exportTimes", "--loadEngine"]
+    assert len(session.visit(5.0)) == 500
+    assert run_rounds([session], 0.4)[0].timing().median_ms == 0.51
 
 
 def test_fp32_takes_no_precision_flag(backend):

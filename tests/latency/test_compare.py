@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from prunet_zoo.errors import LatencyError
 from prunet_zoo.latency import compare_now
 from prunet_zoo.latency.commands import compare as command
 from prunet_zoo.latency.compare import combine_intervals, compare_files, paired_interval
-from prunet_zoo.latency.record import Record, Timing, append_record
+from prunet_zoo.latency.record import Record, Timing, append_record, read_records
 from prunet_zoo.spec import NetSpec
 
 
@@ -122,6 +124,17 @@ def test_a_file_of_several_settings_is_refused_with_the_field(tmp_path):
     a = write(tmp_path / "a.jsonl", make_record(), make_record(1, "b", backend="torch"))
     with pytest.raises(LatencyError, match=r"several settings \(backend onnxruntime, torch\).*grep"):
         compare_files([a, a])
+
+
+@pytest.mark.skipif(shutil.which("grep") is None, reason="no grep")
+@pytest.mark.parametrize("changes", [{"threads": 4}, {"backend": "torch"}, {"device": "a [1] 'b'"}])
+def test_the_advice_for_a_file_of_several_settings_works(tmp_path, changes):
+    mixed = write(tmp_path / "a b.jsonl", make_record(1, "x", **changes), make_record(), make_record(2, "b"))
+    with pytest.raises(LatencyError) as caught:
+        compare_files([mixed, mixed])
+    advice = str(caught.value).partition("keep one in a file: ")[2]
+    subprocess.run(advice, shell=True, check=True, cwd=tmp_path)
+    assert [record.spec_name for record in read_records(tmp_path / "NEW.jsonl")] == ["x"]
 
 
 def test_one_file_and_an_empty_one_are_refused(tmp_path):

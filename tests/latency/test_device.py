@@ -11,11 +11,12 @@ import subprocess
 
 import pytest
 
-from prunet_zoo.latency import Setting, fingerprint, get_backend, list_backends, nvidia
+from prunet_zoo.latency import Setting, fingerprint, get_backend, list_backends, nvidia, references
+from prunet_zoo.latency.backends.cuda import gpu_name
 from prunet_zoo.latency.commands.setting import BACKENDS
 from prunet_zoo.latency.device import cgroup_quota, cpu_flags, gpu_id, is_virtual, usable_cores
 from prunet_zoo.latency.machine import Snapshot, cpu_seconds, highest_mhz, meanwhile, pressure, snapshot
-from prunet_zoo.latency.references import References, recall, reference_file, remember
+from prunet_zoo.latency.references import References, recall, reference_file, reference_key, remember
 
 EPYC = """processor	: 0
 model name	: AMD EPYC
@@ -24,6 +25,7 @@ flags		: fpu vme fma hypervisor avx2 avx512f avx512bw avx512_vnni avx512_bf16
 GRACE = "processor\t: 0\nBogoMIPS\t: 2000.00\nFeatures\t: fp asimd asimdhp asimddp sve sve2 i8mm bf16\n"
 STAT = """cpu  2498104 519239 368648 1068630 75672 0 3156 4702 0 0
 cpu0 1065028 261058 159324 758379 21040 0 368 2338 0 0
+cpu12 10 0 20 70 0 30 40 50 0 0
 intr 15316871 0
 """
 IDLE_V100 = "Tesla V100-SXM2-16GB, 535.104.05, 16384, 135, 1530, 0x0000000000000001, 34, Enabled\n"
@@ -93,8 +95,10 @@ def test_cgroup_quota(tmp_path):
 
 def test_proc_files():
     hertz = os.sysconf("SC_CLK_TCK")
-    assert cpu_seconds(STAT) == ((2498104 + 519239 + 368648 + 3156) / hertz, 4702 / hertz)
-    assert cpu_seconds("") == (None, None)
+    first = 1065028 + 261058 + 159324 + 368
+    assert cpu_seconds(STAT) == ((first + 10 + 20 + 30 + 40) / hertz, {"cpu0": 2338 / hertz, "cpu12": 50 / hertz})
+    assert cpu_seconds(STAT, {0, 1}) == (first / hertz, {"cpu0": 2338 / hertz})  # what others do elsewhere is no matter
+    assert cpu_seconds("") == cpu_seconds(STAT, {1}) == (None, None)
     text = "some avg10=7.64 avg60=10.80 avg300=13.53 total=8301638273\nfull avg10=1.00 avg60=0 avg300=0 total=0\n"
     assert pressure(text) == 7.64
     assert pressure("") is None
@@ -103,9 +107,10 @@ def test_proc_files():
 
 
 def test_meanwhile_is_the_difference():
-    seen = meanwhile(Snapshot(10.0, 1.0, 50.0, 2.0, 4), Snapshot(12.0, 2.5, 54.5, 2.2, 5))
+    before = Snapshot(10.0, 1.0, 50.0, {"cpu0": 2.0, "cpu1": 1.0}, 4)
+    seen = meanwhile(before, Snapshot(12.0, 2.5, 54.5, {"cpu0": 2.2, "cpu1": 1.1}, 5))
     assert seen.others == pytest.approx(1.5)  # 4.5 s of all, 1.5 s its own, in 2 s
-    assert seen.steal == pytest.approx(0.1)
+    assert seen.steal == pytest.approx(0.1)  # of the core that lost most
     assert seen.throttled == 1
     here = snapshot()
     assert meanwhile(here, snapshot()).others is None or meanwhile(here, snapshot()).others >= 0
@@ -118,6 +123,7 @@ def test_meanwhile_is_the_difference():
 def test_the_answer_of_nvidia_smi(text, sm, throttled):
     state = nvidia.parse_state(text)
     assert (state["clocks_sm"], state["throttled"]) == (sm, throttled)
+    assert state["idle"] is (text == IDLE_V100)
     assert isinstance(state["name"], str)
     assert state["temperature_gpu"] in (34.0, 84.0, 45.0)
 
@@ -135,11 +141,25 @@ def test_processes_of_nvidia_smi():
 
 
 def test_what_disturbs_a_gpu():
-    quiet = {"clocks_sm": 1410.0, "throttled": [], "other_processes": []}
-    assert nvidia.gpu_reasons(quiet, quiet, 0.02) == []
-    assert nvidia.gpu_reasons({"nvidia_smi": "not found"}, {"nvidia_smi": "not found"}, 0.02) == []
-    assert nvidia.gpu_reasons({**quiet, "clocks_sm": None}, quiet, 0.02) == []
-    assert nvidia.gpu_reasons(quiet, {**quiet, "other_processes": [3, 4]}, 0.02) == ["2 other processes on the GPU"]
+    quiet = {"clocks_sm": 1410.0, "throttled": [], "idle": False}
+    assert nvidia.gpu_reasons([], None, 0.02) == []
+    assert nvidia.gpu_reasons([quiet, quiet], [], 0.02) == []
+    assert nvidia.gpu_reasons([{"nvidia_smi": "not found"}] * 2, None, 0.02) == []
+    assert nvidia.gpu_reasons([{**quiet, "clocks_sm": None}, quiet], [], 0.02) == []
+    assert nvidia.gpu_reasons([quiet, quiet], [3, 4], 0.02) == ["2 other processes on the GPU"]
+
+
+def test_a_gpu_that_wakes_up_and_goes_to_sleep_is_not_disturbed():
+    idle, waking, busy, slow = (
+        nvidia.parse_state(IDLE_V100.replace(" 135,", f" {mhz},")) for mhz in (135, 900, 1530, 1380)
+    )
+    for state in (waking, busy, slow):
+        state["idle"] = False
+    assert nvidia.gpu_reasons([idle, waking, busy, busy, idle], [], 0.02) == []
+    assert nvidia.gpu_reasons([idle, busy, slow, busy], [], 0.02) == ["GPU clock went from 1530 to 1380 MHz"]
+    hot = nvidia.parse_state(HOT_A100)
+    assert nvidia.gpu_reasons([{**hot, "idle": True}], [], 0.02) == []
+    assert nvidia.gpu_reasons([hot], [], 0.02) == ["GPU throttled: power cap, software thermal slowdown"]
 
 
 def test_nvidia_smi_is_asked_as_a_program(monkeypatch, tmp_path):
@@ -148,13 +168,21 @@ def test_nvidia_smi_is_asked_as_a_program(monkeypatch, tmp_path):
     program = tmp_path / "nvidia-smi"
     program.write_text(
         '#!/bin/sh\ncase "$*" in\n'
-        f"*compute-apps*) echo '{os.getpid()}, 300'; echo '5, 10';;\n*--id=1*) echo '{HOT_A100.strip()}';;\n"
+        f"*--id=9*) echo 'Unable to determine the device handle' >&2; exit 6;;\n"
+        f"*compute-apps*) echo '{os.getpid()}, 300'; echo '{os.getppid()}, 10'; echo '999999999, 1';;\n"
+        f"*--id=1*) echo '{HOT_A100.strip()}';;\n"
         "*) echo 'Unable to determine the device handle' >&2; exit 6;;\nesac\n"
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     state = nvidia.gpu_state("1")
-    assert (state["driver_version"], state["other_processes"]) == ("550.54.14", [5])
+    assert state["driver_version"] == "550.54.14"
+    assert nvidia.other_processes("1") == [os.getppid()]  # not this one, none of the host's that is not seen here
     assert nvidia.gpu_state("9")["nvidia_smi"].startswith("failed: ")
+    assert nvidia.other_processes("9") is None
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    program.write_text("#!/bin/sh\necho $*\n")
+    assert gpu_name().endswith("--id=1")
 
     def hang(*args, **options):
         raise subprocess.TimeoutExpired("nvidia-smi", 20)
@@ -214,14 +242,23 @@ def test_without_a_place_to_write_nothing_is_remembered_and_it_says_so(monkeypat
     assert recall("k") is None
 
 
+def test_times_are_remembered_by_how_the_clock_is_set(monkeypatch):
+    keys = []
+    for setting in ((None, None), ("powersave", 3000.0), ("performance", 3000.0), ("performance", 2000.0)):
+        monkeypatch.setattr(references, "governor", lambda setting=setting: setting[0])
+        monkeypatch.setattr(references, "limit_mhz", lambda setting=setting: setting[1])
+        keys.append(reference_key("hardware"))
+    assert len(set(keys)) == 4
+
+
 def test_references_take_their_time():
-    references = References()
-    assert references.looks == []
-    looks = [references() for _ in range(5)]
-    assert references.looks == looks
+    looking = References()
+    assert looking.looks == []
+    looks = [looking() for _ in range(5)]
+    assert looking.looks == looks
     assert all(us > 0 for look in looks for us in look)
-    assert all(fast <= max(us) for fast, us in zip(references.fast, zip(*looks, strict=True), strict=True))
+    assert all(fast <= max(us) for fast, us in zip(looking.fast, zip(*looks, strict=True), strict=True))
     assert References((0.001, 0.001, 0.001)).remembered == (0.001, 0.001, 0.001)
-    references.remembered = (1e-3, 1e-3, 1e-3)
-    assert references.best == (1e-3, 1e-3, 1e-3)
-    assert references.slowness([looks[0]]) > 100
+    looking.remembered = (1e-3, 1e-3, 1e-3)
+    assert looking.best == (1e-3, 1e-3, 1e-3)
+    assert looking.slowness([looks[0]]) > 100

@@ -15,11 +15,11 @@ from prunet_zoo.errors import LatencyError, SpecError
 from prunet_zoo.files import WriteError
 from prunet_zoo.latency import LatencyTable, Predictor, build_table, fit_device, read_measurements
 from prunet_zoo.latency.fit import FUSED_GPU, Observation, Prior, Subject, fit_rates, leave_one_out
-from prunet_zoo.latency.kernels import Runtime
+from prunet_zoo.latency.kernels import Runtime, block_kernels
 from prunet_zoo.latency.record import Record, append_record
 from prunet_zoo.latency.roofline import Peaks, Rates
 from prunet_zoo.space import load_space
-from prunet_zoo.spec import load_spec
+from prunet_zoo.spec import BlockSpec, load_spec
 
 ROOT = Path(__file__).parents[2]
 PEAKS = Peaks(matrix_tflops=100.0, vector_tflops=20.0, bandwidth_gbs=500.0, units=40, align=8)
@@ -218,6 +218,54 @@ def test_a_likeness_of_another_kind_is_refused(tmp_path, like, backend, message)
         fit_device(read_measurements(path), "x", Predictor.load(like))
 
 
+def test_peaks_of_another_dtype_are_refused_unless_given(tmp_path):
+    path = tmp_path / "records.jsonl"
+    for spec in networks(4):
+        append_record(path, record(spec, 1.0, dtype="fp32"))
+    measured, like = read_measurements(path), Predictor.load("v100-tensorrt-fp16")
+    with pytest.raises(LatencyError, match=r"in fp32, but the peaks of 'v100-.*' are those of fp16; .*--peak-tflops N"):
+        fit_device(measured, "x", like)
+    assert fit_device(measured, "x", like, {"matrix_tflops": 15.7}).peaks.matrix_tflops == 15.7
+
+
+def test_networks_that_the_likeness_was_fitted_to_are_told(tool, log, tmp_path, capsys):
+    out, like = tmp_path / "mine.json", ["--like", "v100-tensorrt-fp16"]
+    assert tool.main(["fit", str(log), "--out", str(out), *like]) == 0
+    assert "not fully left out" not in capsys.readouterr().out
+    append_record(log, record(load_spec("prunet_p0"), 0.7, input_size=(224, 224)))
+    assert tool.main(["fit", str(log), "--out", str(out), *like]) == 0  # over its own predictor
+    told = "v100-tensorrt-fp16, whose rates are expected, was fitted to prunet_p0 too"
+    assert f"not fully left out: {told}" in capsys.readouterr().out
+    assert told in Predictor.load(out).model.sources["left out"]
+
+
+@pytest.mark.parametrize("content", [None, '{"kind": "spec"}'])
+def test_fit_writes_over_nothing_but_predictors(tool, tmp_path, capsys, content):
+    path = tmp_path / "records.json"
+    for spec in networks(4):
+        append_record(path, record(spec, 1.0))
+    out = tmp_path / "mine.json"
+    if content is not None:
+        out.write_text(content)
+    else:
+        out.symlink_to(path)
+    before = out.read_text()
+    assert status(tool, ["fit", str(path), "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ("exists and is no predictor" if content else "is the file of the measurements") in line
+    assert out.read_text() == before
+
+
+def test_inductor_runs_batchnorm_apart_from_its_convolution(tmp_path):
+    path = tmp_path / "records.jsonl"
+    for spec in networks(4):
+        append_record(path, record(spec, 1.0, backend="torch-compile"))
+    runtime = fit_device(read_measurements(path), "x").runtime
+    block = BlockSpec(type="fused_irb", out_channels=16, hidden=32, act="silu")
+    names = [kernel.name for kernel in block_kernels(block, 16, (8, 8), runtime)]
+    assert names == ["expand", "expand.norm", "project", "project.norm"]
+
+
 def test_a_likeness_of_another_accelerator_is_refused(tmp_path):
     path = tmp_path / "records.jsonl"
     for spec in networks(4):
@@ -288,7 +336,8 @@ def test_a_record_with_a_damaged_spec_is_refused(log):
 
 def test_a_failed_write_leaves_the_old_predictor(tool, log, tmp_path, monkeypatch):
     out = tmp_path / "mine.json"
-    out.write_text("old")
+    assert tool.main(["fit", str(log), "--out", str(out)]) == 0
+    old = out.read_text()
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -296,7 +345,7 @@ def test_a_failed_write_leaves_the_old_predictor(tool, log, tmp_path, monkeypatc
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(WriteError):
         tool.main(["fit", str(log), "--out", str(out)])
-    assert out.read_text() == "old"
+    assert out.read_text() == old
     assert {p.suffix for p in tmp_path.iterdir()} <= {".json", ".jsonl", ".lock"}
 
 

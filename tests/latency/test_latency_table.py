@@ -312,7 +312,7 @@ def test_blocks_measured_while_the_processor_was_slow_get_a_second_chance(
     looks = itertools.count()
 
     def slow_at_first(self):
-        look = (10.0, 16.0, 200.0) if next(looks) > 3000 else (12.0, 20.0, 300.0)
+        look = (10.0, 16.0, 200.0) if next(looks) > 1500 else (12.0, 20.0, 300.0)
         self.looks.append(look)
         return look
 
@@ -323,10 +323,31 @@ def test_blocks_measured_while_the_processor_was_slow_get_a_second_chance(
     rows = [json.loads(line) for line in table_file.read_text().splitlines()]
     blocks = [json.dumps([r["block"], r["in_channels"], r["in_size"]]) for r in rows if r["kind"] == "block"]
     assert len(blocks) > len(set(blocks))
-    monkeypatch.setattr(References, "__call__", lambda self: (10.0, 16.0, 200.0))
-    build_table(space, table_file.with_name("quiet.jsonl"), make_backend(), effort=effort)
-    quiet = [json.loads(line)["kind"] for line in table_file.with_name("quiet.jsonl").read_text().splitlines()]
-    assert quiet.count("block") == len(set(blocks))
+    assert LatencyTable.load(table_file).describe()["slow"] == 0
+    looks = itertools.count(10**6)
+    quiet = table_file.with_name("quiet.jsonl")
+    build_table(space, quiet, make_backend(), effort=effort)
+    assert [json.loads(line)["kind"] for line in quiet.read_text().splitlines()].count("block") == len(set(blocks))
+    looks = itertools.repeat(0)
+    slow = table_file.with_name("slow.jsonl")
+    assert build_table(space, slow, make_backend(), effort=effort).describe()["slow"] > 0  # it says so
+
+
+def test_two_builds_of_one_table_do_not_write_into_each_other(space, make_backend, effort, table_file):
+    backend = make_backend()
+    prepare = backend.prepare
+
+    def second(*args):
+        backend.prepare = prepare
+        with pytest.raises(
+            LatencyError, match=r"another process is building latency table .*table\.jsonl; wait for it"
+        ):
+            build_table(space, table_file, make_backend(), effort=effort)
+        return prepare(*args)
+
+    backend.prepare = second
+    build_table(space, table_file, backend, effort=effort)
+    assert LatencyTable.load(table_file).correction is not None
 
 
 def test_a_straight_line_leaves_no_error_and_a_step_does():

@@ -16,6 +16,7 @@ from prunet_zoo import latency, load_spec
 from prunet_zoo.console import run_plain_tool
 from prunet_zoo.cost import cost_range
 from prunet_zoo.errors import LatencyError
+from prunet_zoo.files import WriteError
 from prunet_zoo.latency import LatencyTable, backends, build
 from prunet_zoo.latency.commands import measure
 from prunet_zoo.space import load_space
@@ -35,7 +36,7 @@ def tool():
 def status(tool, argv):
     """Run the tool as a command would; returns its exit status."""
     with pytest.raises(SystemExit) as ended:
-        run_plain_tool(tool.main, argv, stopped=tool.STOPPED)
+        run_plain_tool(tool.main, argv, stopped=tool.stopped(argv))
     return ended.value.code
 
 
@@ -179,6 +180,38 @@ def test_interrupted_table_says_how_to_go_on(tool, fake, space, tmp_path, capsys
     assert "the same command goes on" in capsys.readouterr().err
     fake.fail_after = None
     assert tool.main(["table", str(tmp_path / "space.json"), "--out", str(tmp_path / "t.jsonl")]) == 0
+
+
+def test_every_command_tells_what_an_interruption_left(tool, monkeypatch, capsys):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(latency, "measure", interrupt)
+    assert status(tool, ["measure", "prunet_p0"]) == 130
+    assert "what was appended to the log (--log) so far is kept" in capsys.readouterr().err
+    assert "goes on" in tool.stopped(["report", "--out", "x"])
+    for argv in ([], ["compare", "table"], ["predict"], ["fit"], ["--help"]):
+        assert tool.stopped(argv) == "stopped; nothing was left behind"
+    assert set(tool.TOLD) <= {command.__name__.rpartition(".")[2] for command in tool.COMMANDS}
+
+
+def test_a_log_that_cannot_be_written_costs_no_figure(tool, monkeypatch, capsys, tmp_path):
+    command = ["measure", "prunet_p0", "--backend", "torch", "--input-size", "32", "--seconds", "0", "--attempts", "1"]
+    (tmp_path / "file").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(latency, "measure", lambda *args, **options: pytest.fail("measured before"))
+        assert status(tool, [*command, "--log", str(tmp_path / "file" / "log.jsonl")]) == 2
+    assert "cannot write latency log" in capsys.readouterr().err
+
+    def full(path, record):
+        raise WriteError("cannot append to latency log: No space left")
+
+    monkeypatch.setattr(measure, "append_record", full)
+    for archs in (["prunet_p0"], ["prunet_p0", "prunet_p0"]):
+        assert status(tool, ["measure", *archs, *command[2:], "--log", str(tmp_path / "log.jsonl")]) == 2
+        streams = capsys.readouterr()
+        assert streams.out.count("prunet_p0: ") == len(archs)
+        assert "error: cannot append to latency log" in streams.err
 
 
 def test_backends_are_listed_in_files_of_their_own():

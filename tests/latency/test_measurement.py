@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from prunet_zoo.errors import LatencyError, SpecError, UnknownNameError
 from prunet_zoo.latency import Backend, Record, Session, Setting, conditions, measure, measure_together, measurement
+from prunet_zoo.latency.backends import example_input
 from prunet_zoo.latency.commands import measure as command
 from prunet_zoo.latency.conditions import Verdict, Watch
 from prunet_zoo.latency.machine import Meanwhile, Snapshot
@@ -44,7 +46,7 @@ class ScriptedBackend(Backend):
     memory_formats = ("contiguous", "channels_last")
 
     def __init__(self, make=lambda module: Scripted([10.0])):
-        self.make, self.prepared, self.alive, self.most = make, [], 0, 0
+        self.make, self.prepared, self.most = make, [], 0
 
     @property
     def version(self):
@@ -61,7 +63,9 @@ class ScriptedBackend(Backend):
 
     def prepare(self, module, input_shape, setting):
         self.prepared.append((module, input_shape, setting))
-        return self.make(module)
+        session = self.make(module)
+        session._output = lambda: np.asarray(module.eval()(torch.from_numpy(example_input(input_shape))).detach())
+        return session
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +159,41 @@ def test_time_taken_by_others_marks_one_thread_only(spec):
         assert watch.judge(Session(lambda: None, in_thread=in_thread), series).reasons == expected
 
 
+@pytest.mark.parametrize(("accelerator", "solo", "marks"), [("cuda", False, True), ("cuda", True, False)])
+def test_a_crowded_processor_marks_where_it_starts_the_runs(monkeypatch, accelerator, solo, marks):
+    monkeypatch.setattr(conditions, "meanwhile", lambda before, after: Meanwhile(**{**vars(QUIET), "others": 2.0}))
+    watch = Watch(Setting(accelerator=accelerator), 2.0, None, None)
+    watch.stop()
+    reasons = watch.judge(Session(lambda: None, solo=solo), Series(rounds=[[1.0]] * 20, solo=solo)).reasons
+    assert reasons == (("other processes used 2.0 cores, 1 were free",) if marks else ())
+
+
+def test_a_network_that_does_not_compute_is_not_measured(spec, monkeypatch):
+    """Once a network, wherever arithmetic may leave its range."""
+    backend = ScriptedBackend()
+    monkeypatch.setattr(measurement, "fingerprint", lambda backend, setting: {"device": "a GPU", "hash": "0"})
+    monkeypatch.setattr(measurement, "gpu_id", lambda: "0")
+    monkeypatch.setattr(measurement, "GPU_WARM_SECONDS", 0.0)
+    checked = []
+    check = measurement.check_output
+    monkeypatch.setattr(measurement, "check_output", lambda *args: checked.append(args[-1]) or check(*args))
+    measure(spec, backend, seconds=0.0, accelerator="cuda")
+    assert checked == ["fp32"]
+    measure(spec, backend, seconds=0.0)  # fp32 on the CPU
+    assert len(checked) == 1
+    prepare = ScriptedBackend.prepare
+
+    def overflown(self, module, input_shape, setting):
+        session = prepare(self, module, input_shape, setting)
+        session._output = lambda: np.full((1, spec.num_classes), np.nan)
+        return session
+
+    monkeypatch.setattr(ScriptedBackend, "dtypes", {"cpu": ("fp32", "fp16")})
+    monkeypatch.setattr(ScriptedBackend, "prepare", overflown)
+    with pytest.raises(LatencyError, match=r"small with backend 'scripted': .* not finite.*measure it in fp32"):
+        measure(spec, backend, dtype="fp16", seconds=0.0)
+
+
 def test_drift_and_a_wide_interval_are_doubts():
     watch = Watch(Setting(), 2.0, None, None)
     watch.stop()
@@ -175,12 +214,14 @@ def _visit(ms, *reasons):
 
 def test_the_fastest_two_must_agree():
     agreed = settle([_visit(1.0, "a"), _visit(1.3), _visit(1.01)])
-    assert (agreed.reasons, agreed.timing.n, agreed.timing.rounds) == ((), 6, 6)
-    assert 1.0 <= agreed.timing.median_ms <= 1.01
+    assert (agreed.reasons, agreed.timing.n, agreed.timing.rounds) == ((), 9, 9)  # of all
+    assert 1.0 <= agreed.timing.median_ms <= agreed.timing.ci_high_ms <= 1.01  # of those that agree
+    assert (agreed.timing.p10_ms, agreed.timing.p90_ms) == (1.0, 1.3)
+    assert agreed.clock["visits_ms"] == [1.0, 1.3, 1.01]
     assert settle([_visit(1.0, "a"), _visit(1.01, "a", "b")]).reasons == ("a",)
     alone = settle([_visit(1.1), _visit(1.0, "a"), _visit(1.2)])
     assert alone.reasons == ("a", "no other of 3 measurements agrees: the next was 10.0% slower")
-    assert alone.timing.median_ms == 1.0
+    assert (alone.timing.median_ms, alone.timing.ci_high_ms, alone.timing.p90_ms) == (1.0, 1.0, 1.2)
     assert settle([_visit(1.0)]).reasons == ()  # one was asked for
 
 
@@ -238,8 +279,9 @@ def test_solo_sessions_make_all_runs_in_one_call(spec):
 
 def test_on_a_gpu_its_state_counts_and_the_warm_up_is_long(spec, monkeypatch):
     asked = []
-    states = iter([{"clocks_sm": 1800.0}, {"clocks_sm": 1500.0, "throttled": ["power cap"], "other_processes": [7]}])
+    states = iter([{"clocks_sm": 1800.0}, {"clocks_sm": 1500.0, "throttled": ["power cap"]}])
     monkeypatch.setattr(conditions.nvidia, "gpu_state", lambda gpu: asked.append(gpu) or next(states))
+    monkeypatch.setattr(conditions.nvidia, "other_processes", lambda gpu: [7])
     monkeypatch.setattr(measurement, "gpu_id", lambda: "GPU-x")
     monkeypatch.setattr(measurement, "fingerprint", lambda backend, setting: {"device": "a GPU", "hash": "0"})
     monkeypatch.setattr(measurement, "GPU_WARM_SECONDS", 0.01)
@@ -250,7 +292,8 @@ def test_on_a_gpu_its_state_counts_and_the_warm_up_is_long(spec, monkeypatch):
         "GPU clock went from 1800 to 1500 MHz",
         "1 other process on the GPU",
     )
-    assert record.clock["gpu_after"]["clocks_sm"] == 1500.0
+    assert [state["clocks_sm"] for state in record.clock["gpu"]] == [1800.0, 1500.0]
+    assert record.clock["gpu_others"] == [7]
     assert "reference_us" not in record.clock
     assert record.warmup_runs >= 5
 
@@ -266,6 +309,10 @@ def test_networks_of_timm():
     assert measure("timm/lcnet_050", ScriptedBackend(), (64, 96), seconds=0.0).input_size == (64, 96)
     with pytest.raises(UnknownNameError, match=r"unknown network of timm 'resnet5'; did you mean .*'resnet50'"):
         measure("timm/resnet5", ScriptedBackend())
+    with pytest.raises(UnknownNameError, match=r"unknown network of timm 'lcnet_050\.bogus'; .*lcnet_050"):
+        measure("timm/lcnet_050.bogus", ScriptedBackend())
+    with pytest.raises(LatencyError, match=r"tiny_patch16_224 does not run on input of 96×96 px .*own size is 224×224"):
+        measure("timm/vit_tiny_patch16_224", ScriptedBackend(), 96)
     state = torch.random.get_rng_state()
     one, two = (load_subject("timm/lcnet_050") for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)

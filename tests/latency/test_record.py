@@ -54,10 +54,38 @@ def test_a_log_cut_anywhere_loses_the_cut_line_alone(tmp_path_factory, share):
     raw = log.read_bytes()
     cut = raw[: round(share * len(raw))]
     log.write_bytes(cut)
-    kept = rows[: cut.count(b"\n")]
+    lines = raw.splitlines()
+    kept = [row for i, row in enumerate(rows) if len(cut) >= len(b"\n".join(lines[: i + 1]))]
     assert read_records(log) == kept
     append_record(log, make("after"))
     assert read_records(log) == [*kept, make("after")]
+
+
+def test_a_last_line_that_lacks_its_end_alone_is_kept(tmp_path):
+    log = tmp_path / "log.jsonl"
+    for name in "ab":
+        append_record(log, make(name))
+    whole = log.read_bytes()
+    log.write_bytes(whole.rstrip(b"\n"))  # as an editor leaves it
+    assert [r.spec_name for r in read_records(log)] == ["a", "b"]
+    append_record(log, make("c"))
+    assert log.read_bytes().startswith(whole)
+    assert [r.spec_name for r in read_records(log)] == ["a", "b", "c"]
+
+
+def test_whether_a_log_can_be_written_is_found_out_beforehand(tmp_path):
+    record.check_log(tmp_path / "new" / "log.jsonl")
+    assert list((tmp_path / "new").iterdir()) == []
+    append_record(tmp_path / "log.jsonl", make())
+    before = (tmp_path / "log.jsonl").read_bytes()
+    record.check_log(tmp_path / "log.jsonl")
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+    (tmp_path / "notes").write_text("words")
+    with pytest.raises(LatencyError, match="is not a log"):
+        record.check_log(tmp_path / "notes")
+    for path in (tmp_path / "notes" / "log.jsonl", tmp_path):
+        with pytest.raises(WriteError, match=r"cannot write latency log .*name another file"):
+            record.check_log(path)
 
 
 def test_damage_inside_is_an_error_that_names_the_line(tmp_path):

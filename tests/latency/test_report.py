@@ -15,15 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunet_zoo.errors import LatencyError, SpecError, UnknownNameError
-from prunet_zoo.latency import accuracy
+from prunet_zoo.latency import accuracy, breakdown, draw, measurement
+from prunet_zoo.latency import report as report_module
 from prunet_zoo.latency.accuracy import KnownNetwork, known_networks, pareto, select_networks
+from prunet_zoo.latency.backends import Setting
 from prunet_zoo.latency.breakdown import break_down
 from prunet_zoo.latency.build import build_table
 from prunet_zoo.latency.commands import report as command
 from prunet_zoo.latency.draw import Point, draw_accuracy
 from prunet_zoo.latency.labels import overlap, place_boxes
 from prunet_zoo.latency.predictions import Predicted, Prediction, from_predictors, from_table, left_out_networks
-from prunet_zoo.latency.report import Job, Plan, _groups, make_report
+from prunet_zoo.latency.report import Job, ReportPlan, _groups, _how, make_report
+from prunet_zoo.latency.timing import Series
 from prunet_zoo.zoo import load_index
 
 ROOT = Path(__file__).parents[2]
@@ -40,12 +43,22 @@ def test_the_zoos_accuracies_are_those_of_its_results():
 def test_timms_networks_are_timms():
     for network in known_networks():
         if network.weights is not None:
+            assert network.teacher is None
             name, tag = network.weights.split(".")
             assert network.name == f"timm/{name}" and timm.is_model(name)
             cfg = timm.get_pretrained_cfg(network.weights)
             assert cfg is not None and cfg.tag == tag
             assert network.input_size in ((cfg.test_input_size or cfg.input_size)[-1], cfg.input_size[-1])
             assert "in21k" not in tag and "in22k" not in tag and "jft" not in tag  # ImageNet-1k alone
+
+
+def test_distilled_networks_name_their_teachers():
+    teachers = {n.name: n.teacher for n in known_networks() if n.teacher}
+    assert teachers == {
+        "prunet_p0": "tf_efficientnet_b2", "prunet_p1": "tf_efficientnet_b2",
+        "gpunet_d1": "tf_efficientnet_b5_ns", "gpunet_d2": "tf_efficientnet_b6_ns",
+    }  # fmt: skip
+    assert all(timm.is_model(teacher) for teacher in teachers.values())
 
 
 def test_every_network_is_listed_once_with_a_label_of_its_own():
@@ -118,6 +131,35 @@ def test_blocks_and_call_make_the_whole_network(space, make_backend):
     assert sum(result.by_kind().values()) == pytest.approx(result.sum_ms)
 
 
+def test_slow_rounds_do_not_count_and_a_part_below_zero_stays(space, make_backend, monkeypatch):
+    class Known(breakdown.References):
+        def are_clean(self, rows):
+            return [row == "clean" for row in rows]
+
+    def time_sets(sets, seconds, references=None):
+        placed = list(spec.placed())
+        ends = [(p.in_channels, p.in_size) for p in placed] + [(placed[-1].block.out_channels, placed[-1].out_size)]
+        frames = len(set(ends))
+        values = [5.0] * frames + [3.0] * (len(sets[0]) - frames)
+        looks = ["clean"] * 6 + ["slow"] * 6
+        return [[Series(rounds=[[ms]] * 6 + [[ms / 10]] * 6, looks=looks) for ms in values]]
+
+    spec = space.decode(space.largest())
+    monkeypatch.setattr(breakdown, "References", Known)
+    monkeypatch.setattr(breakdown, "time_sets", time_sets)
+    result = break_down(spec, make_backend())
+    assert result.whole_ms == 3.0 and result.parts[0].ms == -2.0
+    heights = [bar.get_height() for bar in draw.draw_breakdowns([result]).axes[0].patches]
+    assert min(heights) == 0.0
+
+
+def test_a_table_is_checked_in_its_own_memory_format(space, table_file, make_backend, effort):
+    backend = make_backend()
+    backend.memory_formats = ("contiguous", "channels_last")
+    table = build_table(space, table_file, backend, effort=effort, memory_format="channels_last")
+    assert _how(table).setting == Setting(memory_format="channels_last")
+
+
 def test_predictors_are_shown_with_networks_left_out_of_their_fit():
     found = {p.source: p for p in from_predictors()}
     assert {"v100-tensorrt-fp16", "a100-tensorrt-fp16"} <= set(found)
@@ -162,14 +204,29 @@ NETWORKS = [
 ]
 
 
+def changed_records(monkeypatch, **changes) -> None:
+    """Records as they are made, but with these values; otherwise undisturbed, whatever else this machine does."""
+
+    def measure(*args, keep, **options):
+        changed = {"disturbed": (), **changes}
+        measurement.measure_together(*args, keep=lambda r: keep(r.model_copy(update=changed)), **options)
+
+    monkeypatch.setattr(report_module, "measure_together", measure)
+
+
+@pytest.fixture(autouse=True)
+def undisturbed(monkeypatch):
+    changed_records(monkeypatch)
+
+
 @pytest.fixture
 def plan_of(space, tmp_path):
     path = tmp_path / "net.json"
     path.write_text(space.decode(space.largest()).to_json(), encoding="utf-8")
 
-    def plan(backend, **changes) -> Plan:
+    def plan(backend, **changes) -> ReportPlan:
         options = {"blocks": [str(path)], "attempts": 1, "seconds": 0.0, "block_seconds": 0.0}
-        return Plan(NETWORKS, backend=backend, **{**options, **changes})
+        return ReportPlan(NETWORKS, backend=backend, **{**options, **changes})
 
     return plan
 
@@ -188,14 +245,46 @@ def test_the_folder_has_page_pictures_records_and_figures(plan_of, make_backend,
     assert set(data["pareto"]) <= {n.label for n in NETWORKS} and data["reference"]["spread"] == 0
 
 
-def test_a_disturbed_record_is_marked_with_its_reasons(plan_of, make_backend, tmp_path):
+def test_a_disturbed_record_is_marked_with_its_reasons(plan_of, make_backend, tmp_path, monkeypatch):
     out = tmp_path / "out"
+    changed_records(monkeypatch, disturbed=("load <1> & more",))
     make_report(out, plan_of(make_backend()))
-    lines = (out / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [{**json.loads(line), "disturbed": ["load <1> & more"]} for line in lines]
-    (out / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    make_report(out, plan_of(make_backend(fail_after=0)))  # measures nothing
-    assert "load &lt;1&gt; &amp; more" in (out / "report.html").read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "load &lt;1&gt; &amp; more" in page
+    assert re.search(r"On the Pareto line: \S+ \(disturbed\).* Where disturbed figures are shown \(grey\)", page)
+
+
+def test_disturbed_and_distilled_points_are_marked():
+    clean, hollow = (Point("a", "ResNet", 1, 70, 1, 1), Point("b", "PruNet", 2, 80, 2, 2, distilled=True))
+    grey = Point("c", "GPUNet", 3, 90, 3, 3, disturbed=True)
+    for shown, wanted in (([clean], []), ([clean, hollow], ["hollow: distilled"]), ([grey], ["grey: disturbed"])):
+        fig = draw_accuracy(shown, "title")
+        names = [text.get_text() for text in fig.legends[0].get_texts()]
+        assert [name for name in names if name.startswith(("hollow", "grey"))] == wanted
+        line = [name for name in names if name.startswith("Pareto line")]
+        assert line == ["Pareto line (uncertain: disturbed points on it)" if grey in shown else "Pareto line"]
+        faces = {line.get_markerfacecolor() for line in fig.axes[0].lines if len(line.get_xdata()) == 1}
+        assert ("white" in faces) == (hollow in shown) and (draw.DISTURBED in faces) == (grey in shown)
+
+
+@pytest.mark.usefixtures("no_page")
+def test_disturbed_and_quick_records_are_measured_again(plan_of, make_backend, tmp_path, monkeypatch):
+    out, count = tmp_path / "out", lambda: len((tmp_path / "out" / "records.jsonl").read_bytes().splitlines())
+    make_report(out, plan_of(make_backend()))
+    assert count() == 3
+    careful = {"attempts": 2, "seconds": 1e-6}
+    make_report(out, plan_of(make_backend(), **careful))  # more attempts
+    assert count() == 6
+    make_report(out, plan_of(make_backend(), **careful))
+    make_report(out, plan_of(make_backend()))  # less than what is there
+    assert count() == 6
+    careful["seconds"] = 2e-6
+    changed_records(monkeypatch, disturbed=("load",))
+    make_report(out, plan_of(make_backend(), **careful))  # more time
+    assert count() == 9
+    changed_records(monkeypatch)
+    data = make_report(out, plan_of(make_backend(), **careful))
+    assert count() == 12 and not any(n["record"]["disturbed"] for n in data["networks"])
 
 
 @pytest.fixture

@@ -69,9 +69,12 @@ def build(options):
 def run(options):
     model = Path(options["--loadEngine"]).read_bytes().split(b"\n", 1)[1]
     say("I", "Warmup completed 3 queries over 200 ms")
-    count = int(options["--iterations"]) if FAIL != "few" else 2
+    # as the program: at least so many runs and at least so long, 10 ms each here
+    count = max(int(options.get("--iterations", 10)), round(100 * float(options.get("--duration", 3))))
+    count = count if FAIL != "few" else 2
     times = [RUN_MS[i % 3] for i in range(count)]
     say("I", f"Timing trace has {count} queries over 3 s")
+    Path(options["--loadEngine"]).with_name("run_options.json").write_text(json.dumps(sorted(options)))
     say("I", "=== Performance summary ===")
     summary("Latency", [t + 1 for t in times])
     if (MAJOR, MINOR) < (8, 4):

@@ -20,6 +20,7 @@ from prunet_zoo.mm.export import config_network, detector_network
 from prunet_zoo.mm.predict import load_detector
 from prunet_zoo.models.export import FORMATS, ExportError, Options, export
 from prunet_zoo.models.export.job import relative_error
+from prunet_zoo.zoo.export import classifier_network
 from prunet_zoo.zoo.home import shared_folder
 from prunet_zoo.zoo.predict import load_classifier
 
@@ -65,6 +66,42 @@ def test_a_config_with_weights_is_the_published_detector(tmp_path: Path) -> None
         first, second = (network.module(x) for network in both)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert both[0].about["strides"] == [8, 16] and both[0].scaling == both[1].scaling
+
+
+UNNORMALISED = """
+_base_ = ["{base}"]
+model = dict(data_preprocessor=dict(_delete_=True, type="DetDataPreprocessor", pad_size_divisor=32))
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type="Resize", scale=(64, 96), keep_ratio=True),
+    dict(type="Pad", pad_to_square=True, pad_val=dict(img=(114.0, 114.0, 114.0))),
+]))
+"""
+
+
+def test_a_detector_of_images_as_they_are_loaded(tmp_path: Path) -> None:
+    """As mmdet's YOLOX: no normalisation, BGR, 114 beside the image."""
+    config = tmp_path / "plain.py"
+    config.write_text(UNNORMALISED.format(base=RETINANET))
+    network = config_network(config)
+    told = {"mean": [0.0] * 3, "std": [1.0] * 3, "order": "BGR", "pad_size_divisor": 32, "pad_value": 114.0}
+    assert network.about["preprocess"] == told
+    record = export(network, FORMATS["torchscript"], tmp_path / "net.pt", Options(check=False))
+    assert record["input"]["values"] == "BGR, 0…255"
+    export(network, FORMATS["torchscript"], tmp_path / "rgb.pt", Options(normalize=True, check=False))
+    image = torch.randint(0, 256, (1, 3, 64, 96)).float()
+    first, second = (FORMATS["torchscript"].open(tmp_path / name) for name in ("net.pt", "rgb.pt"))
+    for got, wanted in zip(second(image.flip(1).numpy()), first(image.numpy()), strict=True):
+        assert relative_error(got, wanted) < 1e-5
+
+
+def test_the_padding_of_a_pipeline_is_told_as_the_network_gets_it(tmp_path: Path) -> None:
+    config = tmp_path / "padded.py"
+    pad = 'test_dataloader = dict(dataset=dict(pipeline=[dict(type="Pad", pad_val=dict(img=(114, 50, 0)))]))'
+    config.write_text(f'_base_ = ["{RETINANET}"]\n{pad}\n')
+    told = config_network(config, input_size=(64, 64)).about["preprocess"]
+    raw = (114, 50, 0) if told["order"] == "BGR" else (0, 50, 114)
+    wanted = [(v - m) / s for v, m, s in zip(raw, told["mean"], told["std"], strict=True)]
+    assert told["pad_value"] == pytest.approx(wanted)
 
 
 def test_parts_of_a_detector() -> None:
@@ -172,6 +209,9 @@ def test_the_tool_says_in_lines_what_it_wrote(tool: ModuleType, tmp_path: Path, 
         (["digits_detector", "--weights", "x"], "does not take --weights"),
         (["prunet_p0", "--input-size", "1", "2", "3"], "got 3 numbers"),
         (["prunet_p0", "--part", "backbone", "--out-indices", "7"], "7"),
+        (["prunet_p0", "--opset", "17"], "has no ONNX opset"),
+        (["prunet_p00", "--out", "."], "is a folder; give the file"),  # said before the name is looked up
+        (["prunet_p00", "--out", "x.onnx"], "makes files FILE.pt; got the name x.onnx"),
     ],
 )
 def test_the_tools_refusals(tool: ModuleType, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -179,6 +219,35 @@ def test_the_tools_refusals(tool: ModuleType, tmp_path: Path, arguments: list[st
         tool.main([*arguments, "--format", "torchscript"])
     assert message in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_that_is_none_is_named(tool: ModuleType, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        tool.main(["prunet_p0", "--format", "onnx", "--batch", "x"])
+    assert "takes a whole number from 1, got 'x'" in capsys.readouterr().err
+
+
+def test_a_specs_name_is_no_path(
+    tool: ModuleType, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    spec = {**load_classifier(CLASSIFIER, device="cpu").net.spec.to_dict(), "name": "../a/b: c"}
+    Path("spec.json").write_text(json.dumps(spec))
+    assert tool.main(["spec.json", "--format", "torchscript", "--no-check", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["name"] == "../a/b: c" and "opset" not in record
+    assert sorted(path.name for path in folder.iterdir()) == sorted([record["file"], "spec.json"])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
+def test_networks_of_timm_have_the_size_that_they_are_measured_at(name: str) -> None:
+    from prunet_zoo.latency.subject import load_subject
+
+    network = classifier_network(f"timm/{name}")
+    assert network.input_size == load_subject(f"timm/{name}").size
+    assert network.about["preprocess"]["input_size"] == network.input_size[0]
 
 
 def test_the_documents_python_runs(tool: ModuleType, tmp_path: Path, capsys: Any) -> None:

@@ -160,6 +160,49 @@ def test_disturbed_measurements_that_agree_are_taken_and_told(monkeypatch, tmp_p
     assert chosen.reason in told(chosen)
 
 
+@pytest.mark.parametrize(("off", "status"), [(0.999, "measured"), (1.2, "missed")])
+def test_without_verify_a_disturbed_measurement_is_told(monkeypatch, tmp_path: Path, off: float, status: str):
+    fake_measure(monkeypatch, lambda n: off)
+    clean = search_result.measure_like
+    monkeypatch.setattr(search_result, "measure_like", lambda *a: {**clean(*a), "disturbed": ["steal"]})
+    chosen = choose(loop(0), tmp_path / "trials.json")
+    assert chosen.status.startswith(status) and "the measurement was disturbed: steal" in chosen.reason
+    assert chosen.reason in told(chosen)
+
+
+@pytest.mark.parametrize(
+    ("predictor", "driver", "is_it"),
+    [
+        ("v100-tensorrt-fp16", "Tesla V100-SXM2-16GB", True),
+        ("v100-pytorch-fp16", "Tesla V100-PCIE-32GB", True),
+        ("a100-tensorrt-fp16", "NVIDIA A100-SXM4-80GB", True),
+        ("a100-pytorch-fp16", "A100-SXM4-40GB", True),
+        ("v100-tensorrt-fp16", "NVIDIA A100-SXM4-40GB", False),
+        ("a100-tensorrt-fp16", "NVIDIA H200", False),
+    ],
+)
+def test_a_predictors_device_is_known_by_the_name_that_its_driver_gives(monkeypatch, predictor, driver, is_it):
+    stand_in = SimpleNamespace(check=lambda setting: None, device_name=lambda accelerator: driver)
+    monkeypatch.setattr(search_result, "get_backend", lambda name: stand_in)
+    why = why_not_measured(Predictor.load(predictor).describe())
+    assert (why is None) is is_it, why
+
+
+@pytest.mark.parametrize("latency", [dict(type="macs"), dict(type="predictor", device="v100-tensorrt-fp16")])
+def test_a_table_is_refused_where_no_measured_latencies_are_searched_for(tmp_path: Path, latency: dict):
+    table = tmp_path / "table.jsonl"
+    search = dict(strategy=dict(type="TieredPruning"), latency=latency)
+    cfg = Config(dict(runner_type="SuperNetRunner", train_cfg=search))
+    with pytest.raises(LatencyError, match=r"table SPACE --out .*table\.jsonl$"):
+        set_target(cfg, None, table)
+    table.touch()
+    with pytest.raises(ConfigError, match=f"--table gives measured latencies, but .*type='{latency['type']}'"):
+        set_target(cfg, None, table)
+    for field in ("table", "device"):
+        with pytest.raises(ConfigError, match=f"type='macs' has no use for {field}"):
+            check_cost_config({"type": "macs", field: "x"})
+
+
 def test_macs_and_other_devices_are_predicted(tmp_path: Path):
     macs = choose(loop(6, MacsCost()), tmp_path / "trials.json")
     assert macs.status == "predicted" and macs.measured is None and macs.encoding == Strategy().finish()

@@ -113,7 +113,9 @@ def test_files_tell_what_they_are(network, tmp_path):
     torch.jit.load(str(paths["torchscript"]), _extra_files=extra)
     told.append(json.loads(extra["prunet_zoo.json"]))
     model = openvino.Core().read_model(str(paths["openvino"]))
-    told.append({key: json.loads(model.get_rt_info(["model_info", key]).astype(str)) for key in told[0]})
+    told.append({key: json.loads(model.get_rt_info(["model_info", key]).astype(str)) for key in told[1]})
+    (opset,) = (entry.version for entry in onnx.load(paths["onnx"]).opset_import)
+    assert told[0].pop("opset") == opset == 17
     for metadata in told:
         assert metadata == told[0]
     assert told[0]["classes"] == ["ä", "b"] and told[0]["name"] == "tiny"
@@ -144,7 +146,7 @@ class Wrong(type(FORMATS["torchscript"])):  # type: ignore[misc]
 
     factor = 1.01
 
-    def write(self, graph: nn.Module, plan: Plan, path: Path) -> None:
+    def write(self, graph: nn.Module, plan: Plan, path: Path) -> dict[str, Any]:
         class Changed(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -153,7 +155,7 @@ class Wrong(type(FORMATS["torchscript"])):  # type: ignore[misc]
             def forward(self, x: torch.Tensor) -> Any:
                 return Wrong.factor * self.graph(x)
 
-        super().write(Changed().eval(), plan, path)
+        return super().write(Changed().eval(), plan, path)
 
 
 @pytest.mark.parametrize("factor", [1.01, float("nan"), 0.0])
@@ -288,14 +290,43 @@ def test_what_cannot_be_is_said(network, tmp_path):
     with pytest.raises(ExportError, match=r"tiny cannot be run on an input of \(1, 4, 32, 32\)"):
         export(network, form, tmp_path / "x.pt")
     network.channels = 3
-    if "openvino" in sys.modules:
-        with pytest.raises(ExportError, match=r"FILE\.xml with FILE\.bin"):
-            export(network, FORMATS["openvino"], tmp_path / "x.onnx")
+    with pytest.raises(ExportError, match=r"'openvino' makes files FILE\.xml; got the name x\.onnx"):
+        export(network, FORMATS["openvino"], tmp_path / "x.onnx", Options(check=False))
+    with pytest.raises(ExportError, match=r"is a folder; give the file: .*NAME\.torchscript\.pt"):
+        export(network, form, tmp_path)
+    with pytest.raises(ExportError, match=r"'torchscript' has no ONNX opset"):
+        export(network, form, tmp_path / "x.pt", Options(opset=17))
     nan = Network(nn.Conv2d(3, 4, 1), "nan", (4, 4))
     nan.module.weight.data.fill_(float("nan"))  # type: ignore[union-attr]
     with pytest.raises(ExportError, match="not finite in torch itself"):
         export(nan, form, tmp_path / "x.pt")
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("asked", [None, 16, 99])
+def test_the_opset_is_the_one_asked_for_or_nothing(network, tmp_path, asked):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")  # behind the exporter that torch falls back to
+    path = tmp_path / "net.onnx"
+    if asked == 99:
+        with pytest.raises(ExportError, match=r"opset 99 cannot be written: torch .* gives \d+ instead"):
+            export(network, FORMATS["onnx"], path, Options(opset=asked, check=False))
+        assert left(tmp_path) == []
+    else:
+        record = export(network, FORMATS["onnx"], path, Options(opset=asked, check=False))
+        assert record["opset"] == onnx.load(path).opset_import[0].version == (asked or 17)
+
+
+def test_a_network_of_images_as_they_are(tmp_path):
+    net = Network(nn.Conv2d(3, 4, 3), "plain", (8, 8), scaling=Scaling((0.0,) * 3, (1.0,) * 3, bgr=True))
+    path = tmp_path / "net.pt"
+    assert export(net, FORMATS["torchscript"], path)["input"]["values"] == "BGR, 0…255"
+    image = torch.randint(0, 256, (1, 3, 8, 8)).float()
+    with torch.no_grad():
+        wanted = net.module(image).numpy()
+    assert relative_error(run_file("torchscript", path, image)[0], wanted) < 1e-5
+    assert export(net, FORMATS["torchscript"], path, Options(normalize=True))["input"]["values"] == "RGB, 0…255"
+    assert relative_error(run_file("torchscript", path, image.flip(1))[0], wanted) < 1e-5
 
 
 def test_relative_error():

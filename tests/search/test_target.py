@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prunet_zoo import load_space
 from prunet_zoo.search import MacsCost, cost_range
 from prunet_zoo.search.adjust import adjust_widths
-from prunet_zoo.search.target import CENTRE, TargetHitter, Trial, apart, correction
+from prunet_zoo.search.target import CENTRE, COMFORT, TargetHitter, Trial, apart, correction
 from prunet_zoo.space import SearchSpace
 from prunet_zoo.spec import NetSpec
 
@@ -104,10 +104,53 @@ def test_a_disturbed_measurement_counts_only_where_its_repeat_agrees():
     steady, _ = hitter(lambda spec: COST(spec), disturbed=("slow",))
     found = steady.run()
     assert found.missed is None and found.trial.disturbed == ("slow",) and len(found.trial.records) == 2
-    values = iter([1.0, 1.025, 0.99] * 9)
+    values = iter([1.0, 1.03, 0.97] * 9)
     shaky, _ = hitter(lambda spec: COST(spec), tries=2, disturbed=("slow",), noise=lambda n: next(values), spread=0.0)
     missed = shaky.run().missed
     assert missed is not None and "disturbed (slow)" in missed
+
+
+@pytest.mark.parametrize(
+    ("records", "measured", "accepted"),
+    [
+        ([record(0.92), record(0.98), record(1.04)], 0.98, False),  # no two agree
+        ([record(0.98), record(1.05, "slow"), record(1.05, "slow")], 0.98, False),  # none confirms the clean one
+        ([record(0.966), record(0.985)], 0.9755, False),  # they agree, one is outside
+        ([record(0.966), record(0.985), record(0.984)], 0.9845, True),  # the two that agree best
+        ([record(1.2, "slow"), record(0.98), record(0.985, "slow")], 0.9825, True),
+        ([record(0.98)], 0.98, False),
+    ],
+)
+def test_accepted_are_two_measurements_that_agree_and_are_inside(records, measured, accepted):
+    trial = Trial((), "x", 1.0, 1.0, records=records)
+    assert trial.measured == pytest.approx(measured)
+    assert (trial.sure and trial.within(1.0, COMFORT)) is accepted
+
+
+@pytest.mark.parametrize(
+    ("figures", "missed"),
+    [
+        ((0.98, 1.01, 0.95), "the measurement is uncertain and its repeats differ: 4.9, 5.05, 4.75 ms"),
+        ((0.98, 0.965, 0.982), None),  # the first two agree, but only one is inside: the third decides
+        ((0.98, 0.965, 0.964), "1 network was measured"),
+    ],
+)
+def test_a_third_measurement_decides_or_it_is_told(figures, missed):
+    values = iter(figures)
+    run, made = hitter(lambda spec: TARGET, tries=1, noise=lambda n: next(values), spread=0.0)
+    found = run.run()
+    assert sum(made.values()) == 3
+    assert found.missed is None if missed is None else missed in found.missed
+
+
+def test_when_the_tries_are_used_up_both_measurements_are_under_the_target_and_the_edge_is_told():
+    (trial,) = hitter(COST, tries=1)[0].run().trials
+    edge = 0.996 * TARGET / trial.predicted
+    found = hitter(COST, tries=1, noise=lambda n: edge, spread=0.0)[0].run()
+    assert found.missed is None and found.doubt.startswith("at the edge: it measures up to 4.98 ms, 0.4% under")
+    values = iter([edge, edge * 1.008, edge * 1.008])  # its repeats are above
+    missed = hitter(COST, tries=1, noise=lambda n: next(values), spread=0.0)[0].run()
+    assert missed.missed is not None and missed.doubt is None
 
 
 def test_one_clean_measurement_outweighs_disturbed_ones():

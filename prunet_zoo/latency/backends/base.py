@@ -17,6 +17,7 @@ from torch import nn
 from prunet_zoo.errors import LatencyError
 
 _HAS_FINE_CPU_CLOCK = time.get_clock_info("thread_time").resolution <= 1e-6  # 16 ms on Windows
+SOLO_RUNS = 300  # of a session whose runs are made in one call
 INTERRUPTION_NS = 2000  # an interrupt and the switch to another process take longer; the clocks differ by less
 
 
@@ -43,7 +44,7 @@ class Session:
         in_thread: whether the calling thread alone does the work. Then a run that the operating system interrupted is
             known by its wall time exceeding its CPU time, and counts with the latter: the time it had the processor.
         solo: whether each call of `sample` has a cost of its own outside of the latencies (a process that is started),
-            so that all runs are to be made in one call.
+            so that all runs are to be made in one call (`visit`).
         spins: whether the session keeps threads of its own busy for a while after a run, so that sessions disturb
             each other when they are run in turn.
         output: makes one run on `example_input` and returns the (first) output; see `Session.output`.
@@ -82,6 +83,10 @@ class Session:
                 wall = cpu
             times.append(wall * 1e-6)
         return times
+
+    def visit(self, seconds: float) -> list[float]:
+        """All runs of one measurement, of a session that is ``solo``; ms. ``seconds``: time to spend on them."""
+        return self.sample(SOLO_RUNS)
 
     def output(self) -> np.ndarray:
         """What the network gives for `example_input`, as float32: to check that what is timed is right.

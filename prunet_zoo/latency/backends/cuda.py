@@ -10,6 +10,7 @@ import torch
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.latency.backends.base import Session
+from prunet_zoo.latency.device import gpu_id
 
 
 class CudaSession(Session):
@@ -62,7 +63,7 @@ def require_cuda(backend: str) -> None:
 
 
 def gpu_name() -> str:
-    """Model name of the first GPU, from torch or else from ``nvidia-smi``.
+    """Model name of the GPU in use, from torch or else from ``nvidia-smi``.
 
     Raises:
         LatencyError: neither knows one.
@@ -71,7 +72,7 @@ def gpu_name() -> str:
         return str(torch.cuda.get_device_name())
     try:
         answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "--id=0"],
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", f"--id={gpu_id()}"],
             capture_output=True, text=True, timeout=60, check=True,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:

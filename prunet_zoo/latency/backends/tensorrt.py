@@ -101,12 +101,13 @@ def is_strongly_typed(tensorrt: Any) -> bool:
     return not hasattr(tensorrt.BuilderFlag, "FP16")
 
 
-def build_engine(onnx: bytes, dtype: str) -> bytes:
+def build_engine(onnx: bytes, dtype: str, tf32: bool = True) -> bytes:
     """Build a serialised engine from an ONNX model of fixed input shape, for the first GPU.
 
     Args:
         onnx: the model; in ``dtype`` where TensorRT is strongly typed (`is_strongly_typed`), otherwise in fp32.
         dtype: "fp32", "fp16" or "bf16".
+        tf32: whether fp32 may be computed in TensorFloat-32, where the GPU has it.
 
     Raises:
         LatencyError: TensorRT does not read the model or cannot build it; its messages are given.
@@ -124,6 +125,8 @@ def build_engine(onnx: bytes, dtype: str) -> bytes:
     config = builder.create_builder_config()
     if dtype in _FLAGS and not is_strongly_typed(tensorrt):
         config.set_flag(getattr(tensorrt.BuilderFlag, _FLAGS[dtype]))
+    if not tf32 and hasattr(tensorrt.BuilderFlag, "TF32"):
+        config.clear_flag(tensorrt.BuilderFlag.TF32)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise LatencyError(f"TensorRT {tensorrt.__version__} could not build the engine: {logger.text()}")

@@ -1,7 +1,7 @@
 """TensorRT through ``trtexec``, the protocol of the published figures: ``trtexec --onnx=… --fp16``, batch 1, median of
-"GPU Compute Time" (https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Classification/GPUNet).
+"GPU Compute Time" over all runs of 3 s (https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Classification/GPUNet).
 
-The engine is built once and saved; a call of `Session.sample` is one process that loads it and exports the time of each
+The engine is built once and saved; a call of `Session.visit` is one process that loads it and exports the time of each
 run. ``trtexec`` queues a run while the one before it is on the GPU, so launch gaps do not count, and does not flush
 caches. Options have changed between releases: those of the program at hand are read from its ``--help``.
 """
@@ -28,7 +28,7 @@ from prunet_zoo.models.export import export_onnx
 VARIABLE = "PRUNET_TRTEXEC"  # environment variable: path of the program
 USUAL_PLACES = ("/usr/src/tensorrt/bin/trtexec", "/usr/local/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 WORKSPACE_MIB = 10240  # as published; releases before 8.4 would take 16 MiB, later ones the whole memory
-WARMUP_MS = 200  # trtexec's own default
+DURATION_S = 3.0  # trtexec's own default, as its warm-up of 200 ms is
 SPARE_RUNS = 10  # asked for beyond n: the last of the warm-up may be counted among the runs
 
 
@@ -85,16 +85,20 @@ class TrtexecSession(Session):
         super().__init__(lambda: self.sample(1), solo=True, output=self._read_output)
         self.program, self.folder = program, folder
 
-    def sample(self, n: int) -> list[float]:
-        """The GPU compute time of ``n`` runs, ms, after trtexec's own warm-up of 200 ms."""
+    def visit(self, seconds: float) -> list[float]:
+        """The GPU compute time of all runs of trtexec's own 3 s, or of ``seconds`` where that is more; ms."""
+        return self._time(*([f"--duration={seconds:g}"] if seconds > DURATION_S else []))
+
+    def _time(self, *options: str) -> list[float]:
         place = Path(self.folder.name)
         times = place / "times.json"
         times.unlink(missing_ok=True)
-        log = self.program.run(
-            f"--loadEngine={place / 'model.engine'}", f"--iterations={n + SPARE_RUNS}", "--duration=0",
-            f"--warmUp={WARMUP_MS}", f"--exportTimes={times}",
-        )  # fmt: skip
-        found = read_times(times, log)
+        log = self.program.run(f"--loadEngine={place / 'model.engine'}", f"--exportTimes={times}", *options)
+        return read_times(times, log)
+
+    def sample(self, n: int) -> list[float]:
+        """The GPU compute time of ``n`` runs, ms, after trtexec's own warm-up."""
+        found = self._time(f"--iterations={n + SPARE_RUNS}", "--duration=0")
         if len(found) < n:
             raise LatencyError(f"trtexec {self.program.version} timed {len(found)} runs, {n} were asked for")
         return found[-n:]

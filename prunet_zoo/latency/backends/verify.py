@@ -11,6 +11,7 @@ from torch import nn
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.latency.backends.base import Session, example_input
+from prunet_zoo.models.export.job import relative_error
 
 # largest error allowed, relative to the largest output; TensorFloat-32, which GPUs use for fp32, has fp16's mantissa
 TOLERANCE = {"fp32": 5e-3, "fp16": 3e-2, "bf16": 1e-1}
@@ -42,7 +43,7 @@ def check_output(session: Session, module: nn.Module, input_shape: Sequence[int]
             f"the backend's output in {dtype} has values that are not finite; the network's signals leave the range of "
             f"{dtype}, or the backend is wrong: measure it in fp32"
         )
-    error = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+    error = relative_error(found, expected)
     if error > TOLERANCE[dtype]:
         raise LatencyError(
             f"the backend's output in {dtype} differs from torch's by {error:.1%} of the largest value; "

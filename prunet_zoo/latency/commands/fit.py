@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> str:
     """Fit and write; returns what is to be printed."""
     from prunet_zoo.files import write_json
-    from prunet_zoo.latency.own_device import describe_skipped, fit_device, read_measurements
+    from prunet_zoo.latency.own_device import describe_skipped, fit_device, read_measurements, seen_before
     from prunet_zoo.latency.predictor import Predictor
 
     if not args.out.endswith(".json"):
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> str:
     for name, value in peaks.items():
         if value is not None and not (math.isfinite(value) and value > 0):
             raise LatencyError(f"{_PEAKS[name][0]} takes a positive number, got {value}")
+    _check_out(args.out, args.records)
     measured = read_measurements(args.records)
     like = Predictor.load(args.like) if args.like else None
     model = fit_device(measured, args.name or Path(args.out).stem, like, peaks)
@@ -65,6 +66,22 @@ def run(args: argparse.Namespace) -> str:
             *rows,
             f"mean error {model.fit.mean_abs:.1%}, worst {model.fit.worst:.1%}"
             + (f"; records left out: {skipped}" if skipped else ""),
+            *([f"not fully left out: {seen}"] if (seen := seen_before(measured, like)) else []),
             f"use it: python tools/latency.py predict ARCH --device {args.out}",
         ]
     )
+
+
+def _check_out(out: str, records: str) -> None:
+    """Refuse to write over the measurements, or over any file that is no predictor."""
+    from prunet_zoo.errors import PrunetError
+    from prunet_zoo.latency.predictor import Predictor
+
+    if not Path(out).exists():
+        return
+    if Path(out).samefile(records):
+        raise LatencyError(f"--out {out} is the file of the measurements, which would be lost; give another one")
+    try:
+        Predictor.load(out)
+    except PrunetError as error:
+        raise LatencyError(f"--out {out} exists and is no predictor ({error}); give another file") from None

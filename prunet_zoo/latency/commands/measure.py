@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from prunet_zoo.errors import LatencyError, SpecError
+from prunet_zoo.errors import LatencyError, PrunetError, SpecError
 from prunet_zoo.latency.commands.setting import add_setting
+from prunet_zoo.latency.record import ATTEMPTS, append_record, check_log
 
 if TYPE_CHECKING:
     from prunet_zoo.latency import Record
     from prunet_zoo.spec import NetSpec
+
+STOPPED = "stopped; what was appended to the log (--log) so far is kept, nothing else was left behind"
 
 
 def add(commands: Any) -> None:
@@ -38,7 +41,7 @@ def add(commands: Any) -> None:
     one.add_argument(
         "--attempts",
         type=int,
-        default=4,
+        default=ATTEMPTS,
         help="measurements at most until two agree undisturbed (default: %(default)s)",
     )
     add_setting(one)
@@ -48,11 +51,20 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Measure networks; returns what is to be printed."""
-    from prunet_zoo.latency import append_record, measure, measure_together, progress_bar, read_records
+    from prunet_zoo.latency import measure, measure_together, progress_bar
 
     size = _checked_size(args)
-    if args.log is not None and os.path.exists(args.log):
-        read_records(args.log)  # before any time is spent
+    if args.log is not None:
+        check_log(args.log)  # before any time is spent
+    failures: list[PrunetError] = []
+
+    def keep(record: Record) -> None:
+        try:
+            if args.log is not None and not failures:
+                append_record(args.log, record)
+        except PrunetError as error:  # the figures are told first
+            failures.append(error)
+
     options: dict[str, Any] = {
         "backend": args.backend,
         "input_size": size,
@@ -67,13 +79,19 @@ def run(args: argparse.Namespace) -> str:
     with _memory_told(args):
         if len(args.arch) == 1:
             records = [measure(args.arch[0], **options)]
-            if args.log is not None:
-                append_record(args.log, records[0])
+            keep(records[0])
         else:
-            keep = None if args.log is None else lambda record: append_record(args.log, record)
             with progress_bar("latency") as progress:
                 records = measure_together(args.arch, **options, progress=progress, keep=keep)
-    if args.json:
+    text = _show(records, args.json)
+    if failures:
+        print(text, flush=True)
+        raise failures[0]
+    return text
+
+
+def _show(records: list[Record], as_json: bool) -> str:
+    if as_json:
         data = [record.to_dict() for record in records]
         return json.dumps(data if len(data) > 1 else data[0], indent=2)
     return "\n".join(map(describe, records))

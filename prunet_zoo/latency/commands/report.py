@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> str:
     from prunet_zoo.latency.accuracy import select_networks
     from prunet_zoo.latency.backends import Setting
     from prunet_zoo.latency.progress import progress_bar
-    from prunet_zoo.latency.report import Plan, make_report
+    from prunet_zoo.latency.record import ATTEMPTS
+    from prunet_zoo.latency.report import ReportPlan, make_report
 
     count = args.random if args.random is not None else (6 if args.quick else 16)
     if count < 2:
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> str:
         raise LatencyError(f"--seconds takes a number from 0, got {args.seconds}")
     networks = select_networks(args.networks, args.quick)
     zoo = [n.name for n in networks if n.weights is None]
-    plan = Plan(
+    plan = ReportPlan(
         networks=networks,
         tables=[Path(path) for path in args.table],
         random=count,
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> str:
         backend=args.backend,
         setting=Setting(args.threads, args.dtype, args.batch, args.device, args.memory_format),
         seconds=args.seconds,
-        attempts=1 if args.quick else 3,
+        attempts=1 if args.quick else ATTEMPTS,
     )
     with progress_bar("latency report") as progress:
         data = make_report(args.out, plan, progress)

@@ -48,11 +48,18 @@ def run(args: argparse.Namespace) -> str:
     if args.json:
         return json.dumps(about, indent=2)
     fit, between = about["correction"], about["interpolation"]
+    again = f"the processor was slow whenever {about['slow']} of them were measured: rather build the table again\n"
+    slow = again if about["slow"] else ""
     return (
         f"{args.out}: {about['blocks']} blocks of {about['space_name']} on {about['device']}, {about['backend']}; "
-        f"{fit['networks']} whole networks, each predicted from the others: typical error {fit['typical_error']:.1%}, "
-        f"worst {fit['worst_error']:.1%}\n"
-        f"a width left out and interpolated across twice its gap: typical error {between['typical']:.1%}, worst "
-        f"{between['worst']:.1%}\n"
+        f"{fit['networks']} whole networks, each predicted from the others: typical error "
+        f"{_share(fit['typical_error'])}, worst {_share(fit['worst_error'])}\n"
+        f"a width left out and interpolated across twice its gap: typical error {_share(between['typical'])}, "
+        f"worst {_share(between['worst'])}\n"
+        f"{slow}"
         f"fastest network of the space {fastest:.4g} ms, slowest {slowest:.4g} ms: a search's target lies between them"
     )
+
+
+def _share(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.1%}"

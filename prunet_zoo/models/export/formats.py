@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prunet_zoo.models.export.errors import ExportError
-from prunet_zoo.models.export.onnx import INSTALL, OPSET, add_metadata, to_onnx
+from prunet_zoo.models.export.onnx import INSTALL, OPSET, add_metadata, to_onnx, to_onnx_of
 
 Array = NDArray[np.float32]
 RunFile = Callable[[Array], list[Array]]  # (B, C, H, W) → each output
@@ -28,14 +28,15 @@ class Plan:
     """What a file is to be.
 
     ``example``: an input of the graph, with a free batch of at least two images. ``outputs``: their names. ``dtype``:
-    "fp32" or "fp16" (see each format). ``metadata``: JSON values that the file tells.
+    "fp32" or "fp16" (see each format). ``opset``: of ONNX, exactly; None: the format's choice. ``metadata``:
+    JSON values that the file tells.
     """
 
     example: torch.Tensor
     outputs: tuple[str, ...]
     dynamic_batch: bool
     dtype: str
-    opset: int
+    opset: int | None
     metadata: Mapping[str, Any]
 
 
@@ -46,6 +47,8 @@ class Format(ABC):
     suffix: ClassVar[str]
     install: ClassVar[str]  # the command that installs what writes or runs it
     dynamic: ClassVar[bool] = True  # whether the batch can be free
+    has_opset: ClassVar[bool] = False  # whether it is, or is made from, ONNX of a chosen operator set
+    needed: ClassVar[bool] = False  # whether the runtime is needed to write, not only to check
 
     @property
     @abstractmethod
@@ -58,8 +61,12 @@ class Format(ABC):
         return False
 
     @abstractmethod
-    def write(self, graph: nn.Module, plan: Plan, path: Path) -> None:
-        """Write ``graph`` to ``path``, and to files beside it that have its stem or name before another suffix."""
+    def write(self, graph: nn.Module, plan: Plan, path: Path) -> dict[str, Any]:
+        """Write ``graph`` to ``path``, and to files beside it that have its stem or name before another suffix.
+
+        Returns:
+            What the file tells besides ``plan.metadata``: what is known only once it is made.
+        """
 
     @abstractmethod
     def open(self, path: Path) -> RunFile:
@@ -69,7 +76,7 @@ class Format(ABC):
 class Onnx(Format):
     """fp16: weights and arithmetic in float16, input and outputs float32."""
 
-    name, suffix, install, half_graph = "onnx", ".onnx", INSTALL, True
+    name, suffix, install, half_graph, has_opset = "onnx", ".onnx", INSTALL, True, True
 
     @property
     def runtime(self) -> str:
@@ -77,9 +84,10 @@ class Onnx(Format):
 
         return f"onnxruntime {onnxruntime.__version__}"
 
-    def write(self, graph: nn.Module, plan: Plan, path: Path) -> None:
-        data = to_onnx(graph, plan.example, plan.outputs, plan.dynamic_batch, plan.opset)
-        path.write_bytes(add_metadata(data, plan.metadata))
+    def write(self, graph: nn.Module, plan: Plan, path: Path) -> dict[str, Any]:
+        data, opset = to_onnx_of(graph, plan.example, plan.outputs, plan.dynamic_batch, plan.opset)
+        path.write_bytes(add_metadata(data, {**plan.metadata, "opset": opset}))
+        return {"opset": opset}
 
     def open(self, path: Path) -> RunFile:
         import onnxruntime
@@ -100,13 +108,14 @@ class TorchScript(Format):
     def runtime(self) -> str:
         return f"torch {torch.__version__}"
 
-    def write(self, graph: nn.Module, plan: Plan, path: Path) -> None:
+    def write(self, graph: nn.Module, plan: Plan, path: Path) -> dict[str, Any]:
         buffer = io.BytesIO()
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of the tracer: the file is compared with the network below
             traced = torch.jit.freeze(torch.jit.trace(graph, plan.example))
             torch.jit.save(traced, buffer, _extra_files={self.about: json.dumps(plan.metadata, sort_keys=True)})
         path.write_bytes(buffer.getvalue())
+        return {}
 
     def open(self, path: Path) -> RunFile:
         with warnings.catch_warnings():
@@ -124,7 +133,7 @@ class TorchScript(Format):
 class OpenVino(Format):
     """An ``.xml`` and a ``.bin`` beside it. fp16: weights are stored in float16, the device chooses the arithmetic."""
 
-    name, suffix, install = "openvino", ".xml", "pip install openvino"
+    name, suffix, install, needed = "openvino", ".xml", "pip install openvino", True
 
     @property
     def runtime(self) -> str:
@@ -132,16 +141,15 @@ class OpenVino(Format):
 
         return f"openvino {openvino.__version__.partition('-')[0]}"
 
-    def write(self, graph: nn.Module, plan: Plan, path: Path) -> None:
+    def write(self, graph: nn.Module, plan: Plan, path: Path) -> dict[str, Any]:
         import openvino
 
-        if path.suffix != self.suffix:
-            raise ExportError(f"an OpenVINO model is FILE.xml with FILE.bin beside it; got the name {path.name}")
         model = openvino.Core().read_model(to_onnx(graph, plan.example, plan.outputs, plan.dynamic_batch, OPSET))
         for key, value in plan.metadata.items():
             model.set_rt_info(json.dumps(value, ensure_ascii=False, sort_keys=True), ["model_info", key])
         openvino.save_model(model, str(path), compress_to_fp16=plan.dtype == "fp16")
         openvino.Core().read_model(str(path))  # it does not say so itself when the disk is full
+        return {}
 
     def open(self, path: Path) -> RunFile:
         import openvino
@@ -153,6 +161,15 @@ class OpenVino(Format):
 
 
 FORMATS: dict[str, Format] = {form.name: form for form in (Onnx(), TorchScript(), OpenVino())}
+
+
+def check_path(form: Format, path: Path) -> None:
+    """Raise `ExportError` where a file of the format cannot be, or must not be called so."""
+    suffix = "." + form.suffix.rpartition(".")[2]
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder; give the file: {path / f'NAME{form.suffix}'}")
+    if path.suffix != suffix:
+        raise ExportError(f"the format {form.name!r} makes files FILE{suffix}; got the name {path.name}")
 
 
 def need(form: Format) -> str:

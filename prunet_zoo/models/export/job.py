@@ -19,9 +19,8 @@ from prunet_zoo.errors import PrunetError
 from prunet_zoo.files import WriteError
 from prunet_zoo.models.export.errors import ExportError
 from prunet_zoo.models.export.fold import count_batchnorms, fold_batchnorm
-from prunet_zoo.models.export.formats import Format, Plan, RunFile, need
+from prunet_zoo.models.export.formats import Format, Plan, RunFile, check_path, need
 from prunet_zoo.models.export.network import Graph, Network, flat, numbered
-from prunet_zoo.models.export.onnx import OPSET
 from prunet_zoo.version import __version__
 
 # largest difference, as a share of the output's largest value: rounding of float32; of float16 (2⁻¹¹ a layer)
@@ -35,7 +34,7 @@ class Options:
     Args:
         batch: images; with ``dynamic_batch`` any number.
         dtype: "fp32" or "fp16"; what the latter means is the format's.
-        opset: of ONNX.
+        opset: of ONNX; None: 17 where torch can.
         normalize: the input is an RGB image of 0…255, and its scaling lies in the file.
         tolerance: largest difference from torch, as a share of an output's largest value; None: by the dtype.
         check: run the file and compare. Without it nothing needs the format's runtime but some formats' writing.
@@ -47,7 +46,7 @@ class Options:
     batch: int = 1
     dynamic_batch: bool = False
     dtype: str = "fp32"
-    opset: int = OPSET
+    opset: int | None = None
     normalize: bool = False
     tolerance: float | None = None
     check: bool = True
@@ -80,12 +79,15 @@ def export(network: Network, form: Format, path: str | Path, options: Options | 
     options, path = options or Options(), Path(path)
     if options.dynamic_batch and not form.dynamic:
         raise ExportError(f"format {form.name!r} has a fixed batch: give --batch N instead of --dynamic-batch")
+    if options.opset is not None and not form.has_opset:
+        raise ExportError(f"format {form.name!r} has no ONNX opset; leave out --opset")
+    check_path(form, path)
     if options.normalize and network.scaling is None:
         raise ExportError(
             f"how {network.name} wants its images scaled is not known, so it cannot be put into the file; give weights "
             "that tell it (tools/publish.py writes such), or leave out --normalize"
         )
-    runtime = need(form) if options.check else None
+    runtime = need(form) if options.check or form.needed else None
     scaling = network.scaling if options.normalize else None
     module = copy.deepcopy(network.module).float().cpu().eval()
     reference = Graph(module, scaling)
@@ -100,7 +102,7 @@ def export(network: Network, form: Format, path: str | Path, options: Options | 
     limit = TOLERANCE[options.dtype] if options.tolerance is None else options.tolerance
     error = None
     with _staged(path) as temporary:
-        _write(form, graph, plan, temporary, network)
+        about |= _write(form, graph, plan, temporary, network)
         if options.check:
             error = _compare(form, temporary, inputs, wanted, names)
             _judge(error, limit, network, form)
@@ -114,7 +116,7 @@ def export(network: Network, form: Format, path: str | Path, options: Options | 
         "weights": network.weights or "random",
         **about,
         "batchnorm": {"folded": count_batchnorms(module) - kept, "kept": kept},
-        "checked_with": runtime,
+        "checked_with": runtime if options.check else None,
         "max_error": error,
         "tolerance": limit if options.check else None,
     }
@@ -124,13 +126,14 @@ def _about(network: Network, options: Options, names: Sequence[str], shapes: Seq
     """What the file itself tells."""
     batch: int | str = "batch" if options.dynamic_batch else options.batch
     taken = "RGB, 0…255" if options.normalize else "normalised"
+    if network.scaling is not None and network.scaling.is_none and not options.normalize:
+        taken = "BGR, 0…255" if network.scaling.bgr else "RGB, 0…255"
     return {
         "name": network.name,
         **network.about,
         "input": {"name": "input", "shape": [batch, network.channels, *network.input_size], "values": taken},
         "outputs": [{"name": name, "shape": [batch, *shape]} for name, shape in zip(names, shapes, strict=True)],
         "dtype": options.dtype,
-        "opset": options.opset,
         "versions": {"prunet_zoo": __version__, "torch": torch.__version__},
     }
 
@@ -143,7 +146,7 @@ def _inputs(network: Network, options: Options) -> list[torch.Tensor]:
     noise = torch.randn(shapes[0], generator=generator)
     coarse = torch.rand((*shapes[1][:2], 4, 4), generator=generator)
     picture = F.interpolate(coarse, network.input_size, mode="bicubic", align_corners=False).clamp(0, 1)
-    if options.normalize:
+    if options.normalize or (network.scaling is not None and network.scaling.is_none):
         return [(127.5 + 64 * noise).clamp(0, 255), 255 * picture]
     return [noise, 4 * picture - 2]
 
@@ -160,9 +163,9 @@ def _run(graph: Graph, x: torch.Tensor, network: Network) -> tuple[torch.Tensor,
     return outs
 
 
-def _write(form: Format, graph: Graph, plan: Plan, path: Path, network: Network) -> None:
+def _write(form: Format, graph: Graph, plan: Plan, path: Path, network: Network) -> dict[str, Any]:
     try:
-        form.write(graph, plan, path)
+        return form.write(graph, plan, path)
     except (PrunetError, OSError):
         raise
     except ImportError:

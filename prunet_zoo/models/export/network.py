@@ -24,6 +24,11 @@ class Scaling:
     std: tuple[float, ...]
     bgr: bool = False
 
+    @property
+    def is_none(self) -> bool:
+        """Whether the network takes images of 0…255 as they are, but for the order of channels."""
+        return not any(self.mean) and all(value == 1.0 for value in self.std)
+
 
 @dataclass
 class Network:

@@ -72,7 +72,7 @@ def to_onnx(
 
     torch's TorchScript-based exporter is tried first: it takes tens of milliseconds where the torch.export-based one
     takes seconds, and a latency table exports hundreds of blocks. The latter is the fallback for releases without the
-    former; its opset is 18 at least.
+    former; its opset is 18 at least, and another one than asked for where it cannot convert (see `read_opset`).
 
     Args:
         module: on the CPU, in eval mode.
@@ -95,20 +95,52 @@ def to_onnx(
     )
 
 
+def to_onnx_of(
+    module: nn.Module, example: torch.Tensor, outputs: Sequence[str], dynamic_batch: bool, opset: int | None
+) -> tuple[bytes, int]:
+    """As `to_onnx`, of exactly the operator set ``opset`` (None: whichever comes of `OPSET`).
+
+    Returns:
+        (the model, its operator set).
+
+    Raises:
+        ExportError: as `to_onnx`; or the model has another operator set, or the package onnx is missing.
+    """
+    data = to_onnx(module, example, outputs, dynamic_batch, OPSET if opset is None else opset)
+    found = read_opset(data)
+    if opset not in (None, found):
+        raise ExportError(
+            f"ONNX opset {opset} cannot be written: torch {torch.__version__} gives {found} instead. Give --opset "
+            f"{found}, or leave it out (then it is {OPSET} where torch can)"
+        )
+    return data, found
+
+
+def read_opset(data: bytes) -> int:
+    """The operator set of an ONNX model."""
+    sets = _onnx().load_from_string(data).opset_import
+    (found,) = (entry.version for entry in sets if entry.domain in ("", "ai.onnx"))
+    return int(found)
+
+
 def add_metadata(data: bytes, metadata: Mapping[str, Any]) -> bytes:
     """The ONNX model with ``metadata`` in its metadata, each value as JSON.
 
     Raises:
         ExportError: the package onnx is missing.
     """
+    model = _onnx().load_from_string(data)
+    texts = {key: json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in metadata.items()}
+    _onnx().helper.set_model_props(model, texts)
+    return bytes(model.SerializeToString())
+
+
+def _onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
         raise ExportError(f"ONNX files need a package that is missing ({error}); {INSTALL}") from None
-    model = onnx.load_from_string(data)
-    texts = {key: json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in metadata.items()}
-    onnx.helper.set_model_props(model, texts)
-    return bytes(model.SerializeToString())
+    return onnx
 
 
 def _export_torchscript(
@@ -155,12 +187,14 @@ def _reason(error: BaseException) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the exporters' deprecation notes and progress: they are about torch, not about the user's network."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)  # what goes wrong is in what the caller raises
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
