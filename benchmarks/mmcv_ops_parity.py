@@ -110,6 +110,7 @@ class Session:
     ext: Any
     interrupted: int = 0
     spins: bool = False
+    solo: bool = False
 
     def sample(self, n: int) -> list[float]:
         """Milliseconds of ``n`` runs."""

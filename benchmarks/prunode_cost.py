@@ -31,6 +31,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from prunet_zoo.files import write_json
+from prunet_zoo.latency import Session
 from prunet_zoo.latency.timing import time_together
 from prunet_zoo.models.blocks import build_block
 from prunet_zoo.spec import BlockSpec
@@ -90,14 +91,14 @@ def _irb(hidden: int) -> BlockSpec:
     return BlockSpec(type="irb", out_channels=CHANNELS, hidden=hidden)
 
 
-class Step:
+class Step(Session):
     """A training step that `time_together` can time."""
 
     def __init__(self, module: nn.Module, x: torch.Tensor) -> None:
+        super().__init__(self.step)
         self.module, self.x, self.cuda = module.to(x.device).train(), x, x.is_cuda
-        self.interrupted = 0  # runs that the system preempted: not told apart here
 
-    def run(self) -> None:
+    def step(self) -> None:
         """Forward and backward; gradients are set to None so that each step allocates its own."""
         self.module.zero_grad(set_to_none=True)
         self.module(self.x).square().mean().backward()
@@ -109,7 +110,7 @@ class Step:
             if self.cuda:
                 torch.cuda.synchronize()
             start = time.perf_counter()
-            self.run()
+            self.step()
             if self.cuda:
                 torch.cuda.synchronize()
             times.append(1e3 * (time.perf_counter() - start))
@@ -123,10 +124,10 @@ class Step:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            self.run()
+            self.step()
             return (torch.cuda.max_memory_allocated() - before) / 2**20
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-            self.run()
+            self.step()
         held = peak = 0
         events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
         for event in sorted(events, key=lambda e: e.start_ns()):

@@ -60,13 +60,13 @@ def blocks(draw: st.DrawFn) -> dict[str, object]:
 def test_any_network_of_a_spec_folds_wholly_and_computes_the_same(middle, seed, eps, hidden):
     stem = {"type": "conv", "out_channels": 8, "stride": 2}
     spec = {
-        "input_size": 64, "stages": [{"blocks": [stem]}, {"blocks": middle}], "bn_eps": eps, "num_classes": 5,
+        "input_size": 160, "stages": [{"blocks": [stem]}, {"blocks": middle}], "bn_eps": eps, "num_classes": 5,
         "tail": {"out_channels": 16, "head_hidden": hidden},
     }  # fmt: skip
     torch.manual_seed(seed)
     model = random_norms(create_model(spec), seed).double()  # in float32 rounding alone is 1e-6 a layer
-    x = torch.randn(2, 3, 64, 64, dtype=torch.double)
-    for folded in (fold_batchnorm(model), fold_batchnorm(model, torch.zeros(1, 3, 64, 64, dtype=torch.double))):
+    x = torch.randn(2, 3, 160, 160, dtype=torch.double)
+    for folded in (fold_batchnorm(model), fold_batchnorm(model, torch.zeros(1, 3, 160, 160, dtype=torch.double))):
         assert count_batchnorms(folded) == 0
         assert difference(model, folded, x) < 1e-12
     assert difference(model.float(), fold_batchnorm(model, torch.zeros(1, 3, 64, 64)), x.float()) < 1e-5
