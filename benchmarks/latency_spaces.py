@@ -205,6 +205,7 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
     panels = [(space, backend, result) for space, backends in rows.items() for backend, result in backends.items()]
     fig, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.0), squeeze=False)
@@ -217,7 +218,10 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
             ax.axhspan(-bound, bound, color="#8d99ae", alpha=0.15, zorder=0)
         ax.axhline(0, color="#555555", lw=0.8)
         ax.set(xscale="log", ylim=(-0.16, 0.16), xlabel="measured, ms", title=f"{space}\n{backend}, 1 thread")
-        ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         ax.legend(fontsize=7, loc="lower right")
     axes[0][0].set_ylabel("predicted by the table / measured - 1")
     fig.tight_layout()
