@@ -68,9 +68,10 @@ def build_table(
         WriteError: the file cannot be written.
     """
     setting = Setting(threads, dtype, batch, accelerator, memory_format)
-    path = Path(path)
+    path, space, engine = Path(path), load_space(space), get_backend(backend)
+    engine.check(setting)  # before anything is written
     with _alone(path):
-        return _Builder(load_space(space), path, get_backend(backend), setting, progress).build(effort or Effort())
+        return _Builder(space, path, engine, setting, progress).build(effort or Effort())
 
 
 @contextmanager
@@ -100,7 +101,6 @@ class _Builder:
     def __init__(
         self, space: SearchSpace, path: Path, backend: Backend, setting: Setting, progress: Progress | None
     ) -> None:
-        backend.check(setting)
         self.space, self.path, self.backend, self.setting = space, path, backend, setting
         self.report = progress or (lambda done, total, what: None)
         header = _make_header(space, backend, setting)

@@ -121,6 +121,7 @@ class LatencyTable:
         self.networks: dict[tuple[Any, ...], float] = {}
         self.correction: Correction | None = None
         self.slow: set[str] = set()  # what was only measured while the processor was slow
+        self._at_speed: set[str] = set()  # what was measured at full speed once
         self.add(entries)
 
     @classmethod
@@ -177,10 +178,11 @@ class LatencyTable:
             raise ValueError(f"unknown kind {kind!r}")
 
     def _note_speed(self, name: str, entry: dict[str, Any]) -> None:
-        if entry.get("slow"):
-            self.slow.add(name)
-        else:
+        if not entry.get("slow"):
+            self._at_speed.add(name)
             self.slow.discard(name)
+        elif name not in self._at_speed:
+            self.slow.add(name)
 
     def has(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> bool:
         """Whether this very block was measured."""

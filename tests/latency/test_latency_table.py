@@ -302,6 +302,8 @@ def test_of_what_was_measured_twice_the_lower_latency_counts(space, make_backend
     slower = [{**row, "ms": 1.5 * row["ms"]} for row in rows if row["kind"] in ("block", "fixed", "network")]
     table.add(slower)
     assert ([table(s) for s in _samples(space)], table.hash) == before
+    table.add([{**row, "slow": True} for row in slower])
+    assert table.describe()["slow"] == 0  # each was measured at full speed before
     table.add([{**row, "ms": 0.5 * row["ms"]} for row in rows if row["kind"] == "fixed"])
     assert table.fixed(space) == pytest.approx(0.5 * LatencyTable.load(table_file).fixed(space))
 
