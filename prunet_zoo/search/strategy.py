@@ -2,33 +2,93 @@
 
 A loop does, for every epoch::
 
+    if epoch == strategy.decision_epoch:       # methods that train on after the architecture is found
+        strategy.explore()                     # long work of the method's own, with `Services`
+        strategy.adopt(encoding)               # the network that `finish` proposed and that met the target
     strategy.start_epoch(epoch)
     for batch in training_part:
         strategy.before_weight_step()          # chooses what the forward pass executes
-        … ordinary training step of the weights …
+        … ordinary training step of the weights, with strategy.penalty() added to the loss …
         if strategy.wants_arch_step(epoch):
             strategy.arch_step(lambda: cross_entropy_on_a_batch_of_the_other_part())
+        events, gone = strategy.after_weight_step()
     events, gone = strategy.end_epoch(epoch)   # the optimiser of the weights forgets the parameters in ``gone``
 
-and at the end ``strategy.finish()`` gives the architecture.
+and at the end (or at ``decision_epoch``) ``strategy.finish()`` gives the architecture.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from prunet_zoo.cost import Cost
 from prunet_zoo.search.adjust import LOWEST
-from prunet_zoo.space import Encoding
-from prunet_zoo.supernet import SuperNet
+from prunet_zoo.space import Choice, Encoding
 
 GradSync = Callable[[Iterable[nn.Parameter]], None]
+Batch = tuple[torch.Tensor, torch.Tensor]  # normalised images (B, C, H, W), class indices (B,)
+Record = dict[str, Any]  # a latency record as plain data, see `target`
+
+
+class SearchNet(Protocol):
+    """What is searched in, as the loop and the results see it: a `SuperNet` or a `MaskedNet`."""
+
+    @property
+    def space(self) -> Any:
+        """The `SearchSpace`, or what a network that is no `NetSpec` offers in its place."""
+        ...
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """What the weights' optimiser must leave alone."""
+        ...
+
+    def best(self) -> Encoding:
+        """The likeliest architecture."""
+        ...
+
+    def derive(self, encoding: Sequence[Choice], name: str) -> tuple[Any, dict[str, torch.Tensor]]:
+        """The network of an encoding (a `NetSpec`, or a `PrunedSpec`) and its inherited weights, on the CPU."""
+        ...
+
+    def missing(self, encoding: Sequence[Choice]) -> list[int]:
+        """Layers for which `derive` has no weights."""
+        ...
+
+    def candidates_left(self) -> int:
+        """Options (blocks, or channels) that are left."""
+        ...
+
+    def depth(self) -> int:
+        """Layers of the likeliest network."""
+        ...
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a method may ask of its loop besides a super-network and a cost.
+
+    Attributes:
+        train: endless batches of the weights' part; their order depends on the seed that it is called with alone.
+        held: batches of the architecture's part, once through in a fixed order, without augmentation where the data
+            allows.
+        measure: the latency record of a network (`NetSpec`, `PrunedSpec` or module), measured as the cost was; None
+            where the device is not at hand.
+        folder: the run's folder, for files of the method's own (written to a temporary name and renamed).
+        tell: called with a line of text for people.
+    """
+
+    train: Callable[[int], Iterator[Batch]]
+    held: Callable[[], Iterator[Batch]]
+    measure: Callable[[Any], Record] | None
+    folder: Path
+    tell: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True)
@@ -37,7 +97,7 @@ class PruneEvent:
 
     epoch: int
     layer: int
-    kind: str  # 'block', 'skip' or 'layer'
+    kind: str  # 'block', 'skip', 'layer', 'choice' or 'channels'
     what: str
     probability: float
 
@@ -47,11 +107,40 @@ class PruneEvent:
 
 
 class SearchStrategy(ABC):
-    """A search method. Everything it knows between two epochs is in `state_dict`."""
+    """A search method. Everything it knows between two steps is in `state_dict`.
+
+    Attributes:
+        decision_epoch: the epoch before which the architecture is decided, because the method trains on with it; None:
+            it is decided when the last epoch is over.
+    """
+
+    decision_epoch: int | None = None
 
     @abstractmethod
-    def setup(self, supernet: SuperNet, cost: Cost, epochs: int, seed: int, steps_per_epoch: int) -> None:
+    def setup(
+        self,
+        supernet: Any,  # the method says which `SearchNet` it needs
+        cost: Cost,
+        epochs: int,
+        seed: int,
+        steps_per_epoch: int,
+        services: Services | None = None,
+    ) -> None:
         """Bind to a super-network and a cost; raises `LatencyError` when the target is out of the space's range."""
+
+    def explore(self) -> None:  # noqa: B027 (most methods have no such part)
+        """Work of the method's own at ``decision_epoch``, before `finish` is asked; resumable by its own files."""
+
+    def adopt(self, encoding: Encoding) -> None:  # noqa: B027
+        """The architecture is decided; the epochs that are left train its weights."""
+
+    def penalty(self) -> torch.Tensor | None:
+        """Added to the loss of a weight step (scalar, differentiable); None: nothing."""
+        return None
+
+    def after_weight_step(self) -> tuple[list[PruneEvent], list[nn.Parameter]]:
+        """Called when a weight step is done; returns what was pruned and its parameters, as `end_epoch` does."""
+        return [], []
 
     @abstractmethod
     def start_epoch(self, epoch: int) -> None:
@@ -81,7 +170,7 @@ class SearchStrategy(ABC):
 
     @abstractmethod
     def status(self) -> dict[str, float]:
-        """Figures for the progress bar and the history."""
+        """Figures for the progress bar and the history; at least expected, target, candidates, depth."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import nn
 from prunet_zoo.cost import Cost, check_target, default_target
 from prunet_zoo.errors import LatencyError, SpecError
 from prunet_zoo.search.adjust import LOWEST, adjust_widths
-from prunet_zoo.search.strategy import GradSync, PruneEvent, SearchStrategy
+from prunet_zoo.search.strategy import GradSync, PruneEvent, SearchStrategy, Services
 from prunet_zoo.space import Encoding
 from prunet_zoo.supernet import PrunodeBlock, StochasticLayer, SuperNet, drop_parameters
 from prunet_zoo.supernet.stochastic import SKIP
@@ -74,7 +74,15 @@ class TieredPruning(SearchStrategy):
         self.block_kappa, self.layer_threshold, self.settle = block_kappa, layer_threshold, settle
         self.dual, self.tau, self.expected = 0.0, tau[0], math.nan
 
-    def setup(self, supernet: SuperNet, cost: Cost, epochs: int, seed: int, steps_per_epoch: int) -> None:
+    def setup(
+        self,
+        supernet: SuperNet,
+        cost: Cost,
+        epochs: int,
+        seed: int,
+        steps_per_epoch: int,
+        services: Services | None = None,
+    ) -> None:
         """See `SearchStrategy.setup`."""
         if math.isnan(self.target):
             self.target = default_target(cost, supernet.space)
