@@ -44,6 +44,7 @@ EXTRAS = {
     ],
     "export": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
     "openvino": ["onnx>=1.16", "onnxscript>=0.1", "openvino>=2025.0"],
+    "prune": ["torch-pruning>=1.6,<2"],  # networks that are no specs: timm's and others
     "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.90", "ruff>=0.6", "mypy>=1.10", "pre-commit>=3.5"],
 }
 EXTRAS["all"] = [requirement for extra in EXTRAS.values() for requirement in extra]

@@ -42,6 +42,7 @@ from prunet_zoo.latency.table import find_quantum
 from prunet_zoo.space import Encoding, SearchSpace, list_spaces, load_space
 
 BACKENDS = ("onnxruntime", "torch")
+SPACES = [name for name in list_spaces() if load_space(name).additive]  # a table is of such a space
 PASSES = 3
 SEED = 7  # the tables' own networks are of seed 0
 FULL = Effort(all_widths=1_000_000)
@@ -234,7 +235,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="F", help="write the figures to this file")
     parser.add_argument("--png", type=Path, metavar="F", help="draw them")
     parser.add_argument("--work-dir", type=Path, metavar="D", help="tables and records; default: a temporary folder")
-    parser.add_argument("--spaces", nargs="+", default=list_spaces(), metavar="NAME")
+    parser.add_argument("--spaces", nargs="+", default=SPACES, metavar="NAME")
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), metavar="NAME")
     parser.add_argument(
         "--networks", type=int, default=50, help="of all sizes, and half as many uniform ones (default: %(default)s)"

@@ -1,14 +1,18 @@
-"""What a network costs, as a strategy sees it: a sum over blocks and a fixed part. Latency tables have this shape."""
+"""What a network costs, as a strategy sees it: a sum over blocks and a fixed part. Latency tables have this shape.
+
+In a space whose layers have output widths of their own (`SearchSpace.additive` is False) there is no such sum: there a
+cost is asked for whole networks only.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from prunet_zoo.errors import LatencyError
+from prunet_zoo.errors import LatencyError, SpecError
 from prunet_zoo.space import Choice, Encoding, SearchLayer, SearchSpace
-from prunet_zoo.spec import BlockSpec, NetSpec
+from prunet_zoo.spec import BlockSpec, NetSpec, PlacedBlock
 
 
 class Cost(Protocol):
@@ -49,7 +53,8 @@ class MacsCost:
         return block.macs(in_channels, in_size) / 1e6
 
     def fixed(self, space: SearchSpace) -> float:
-        """MMACs of stem, tail and classifier."""
+        """MMACs of stem, tail and classifier; raises `SpecError` for a space that is not additive."""
+        space.require_additive("the fixed part of a cost")
         encoding = space.largest()
         return self(space.decode(encoding)) - sum(
             choice_cost(self, layer, choice) for layer, choice in zip(space.layers, encoding, strict=True)
@@ -65,17 +70,48 @@ class MacsCost:
 
 
 def choice_cost(cost: Cost, layer: SearchLayer, choice: Choice) -> float:
-    """Cost of one choice in its layer (0 for skip)."""
+    """Cost of one choice in its layer (0 for skip).
+
+    Raises:
+        SpecError: the layer has an output width of its own, or the one before it has.
+    """
+    if not layer.additive:
+        raise SpecError(
+            f"layer {layer.index} of the space costs what it does only together with its neighbours, whose output "
+            "widths vary: use the cost of the whole network (space_cost)"
+        )
     return 0.0 if choice is None else cost.block(layer.block(*choice), layer.in_channels, layer.in_size)
 
 
 def space_cost(cost: Cost, space: SearchSpace, encoding: Sequence[Choice]) -> float:
-    """Cost of an encoded network."""
+    """Cost of an encoded network, of any space."""
+    if not space.additive:
+        return cost(space.decode(encoding))
     return cost.fixed(space) + sum(choice_cost(cost, la, ch) for la, ch in zip(space.layers, encoding, strict=True))
 
 
+def layer_costs(cost: Cost, space: SearchSpace, encoding: Sequence[Choice]) -> list[float]:
+    """Cost of each layer of an encoded network, of any space (0 for skip): between the neighbours that it has there."""
+    if space.additive:
+        return [choice_cost(cost, layer, choice) for layer, choice in zip(space.layers, encoding, strict=True)]
+    placed = (p for p in space.decode(encoding).placed() if p.stage >= len(space.stem))
+    return [0.0 if c is None else cost.block(p.block, p.in_channels, p.in_size) for c, p in _pairs(encoding, placed)]
+
+
+def _pairs(encoding: Sequence[Choice], placed: Iterator[PlacedBlock]) -> Iterator[tuple[Choice, Any]]:
+    """Each choice with the block that it became, None for skip."""
+    for choice in encoding:
+        yield choice, None if choice is None else next(placed)
+
+
 def cost_range(cost: Cost, space: SearchSpace) -> tuple[tuple[float, Encoding], tuple[float, Encoding]]:
-    """The cheapest and the dearest network of a space: (cost, encoding) each."""
+    """The cheapest and the dearest network of a space: (cost, encoding) each.
+
+    In a space that is not additive these are the networks of all least and of all greatest widths, as they are for any
+    cost that does not fall when a width grows.
+    """
+    if not space.additive:
+        return _whole_end(cost, space, min), _whole_end(cost, space, max)
     rows = [[(choice_cost(cost, layer, choice), choice) for choice in layer.choices()] for layer in space.layers]
     fixed = cost.fixed(space)
     low = [min(row, key=lambda item: item[0]) for row in rows]
@@ -84,6 +120,24 @@ def cost_range(cost: Cost, space: SearchSpace) -> tuple[tuple[float, Encoding], 
         (fixed + sum(c for c, _ in low), tuple(ch for _, ch in low)),
         (fixed + sum(c for c, _ in high), tuple(ch for _, ch in high)),
     )
+
+
+def _whole_end(cost: Cost, space: SearchSpace, pick: Any) -> tuple[float, Encoding]:
+    """The network at one end of every grid. ``pick``: `min` or `max`. Which candidate stands in a layer changes no
+    other layer's shape, so each is chosen alone."""
+    rows: list[list[Choice]] = []
+    for layer in space.layers:
+        ends: dict[int | None, Choice] = {}
+        for choice in layer.choices():
+            kind = None if choice is None else choice[0]
+            ends[kind] = choice if choice is None else pick(choice, ends.get(kind) or choice)
+        rows.append(list(ends.values()))
+    chosen = [row[0] for row in rows]
+    for i, row in enumerate(rows):
+        if len(row) > 1:
+            found = [(cost(space.decode([*chosen[:i], option, *chosen[i + 1 :]])), k) for k, option in enumerate(row)]
+            chosen[i] = row[pick(found)[1]]
+    return cost(space.decode(chosen)), tuple(chosen)
 
 
 def default_target(cost: Cost, space: SearchSpace) -> float:

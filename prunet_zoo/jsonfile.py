@@ -23,6 +23,11 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @classmethod
+    def of_another_kind(cls, data: dict[str, Any]) -> str | None:
+        """What a message says of data that is another kind of record; None: nothing."""
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, without the fields that are at their default."""
         return self.model_dump(mode="json", exclude_defaults=True)
@@ -61,6 +66,9 @@ def parse(cls: type[ModelT], data: Any, what: str) -> ModelT:
     """
     if not isinstance(data, dict):
         raise SpecError(f"{what} must be a JSON object, got {type(data).__name__}")
+    other = cls.of_another_kind(data)
+    if other is not None:
+        raise SpecError(f"{what} {other}")
     try:
         text = json.dumps(data, default=_record)
     except (TypeError, ValueError, RecursionError) as error:

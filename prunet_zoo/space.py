@@ -1,9 +1,11 @@
 """SearchSpace: what may vary in each layer of a network. Sample, count, encode, decode to a `NetSpec`; no torch.
 
 A space is JSON like a spec. Each searchable layer offers candidates (block type × kernel × activation × SE), a grid of
-hidden widths for the candidates that have one, and, where the shape does not change, ``skip``.
+hidden widths for the candidates that have one, and, where the shape does not change, ``skip``. A layer of rep blocks
+may offer a grid of output widths instead.
 
-An architecture is encoded as one `Choice` a layer: ``None`` (skipped) or ``(candidate index, hidden width or 0)``.
+An architecture is encoded as one `Choice` a layer: ``None`` (skipped) or ``(candidate index, width)``; the width is the
+hidden one, in a layer with a grid of output widths the output channels, and 0 where there is none to choose.
 """
 
 from __future__ import annotations
@@ -12,20 +14,17 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from prunet_zoo.errors import SpecError, describe_fields
+from prunet_zoo.space_layers import Choice, LayerSpace, OutGrid, SearchLayer, WidthGrid, place
 from prunet_zoo.spec import (
     MAX_BLOCKS,
-    MAX_HIDDEN,
-    Activation,
     BlockSpec,
-    BlockType,
     Frozen,
     NetSpec,
     StageSpec,
@@ -37,64 +36,25 @@ from prunet_zoo.spec import (
     stable_hash,
 )
 
-Choice = tuple[int, int] | None
+__all__ = [
+    "Choice",
+    "Encoding",
+    "LayerSpace",
+    "OutGrid",
+    "SearchLayer",
+    "SearchSpace",
+    "StageSpace",
+    "WidthGrid",
+    "list_spaces",
+    "load_space",
+    "space_around",
+]
+
 Encoding = tuple[Choice, ...]
 
 
-class WidthGrid(Frozen):
-    """Hidden widths {step, 2·step, …} from ``min`` up to ``max_expansion`` × the block's input channels."""
-
-    step: int = Field(ge=1, le=4096)
-    min: int | None = Field(default=None, ge=1)  # None: one step
-    max_expansion: float = Field(default=8.0, gt=0.0, le=64.0)
-
-    def widths(self, in_channels: int) -> tuple[int, ...]:
-        """The grid for a block with ``in_channels`` inputs."""
-        low = self.step if self.min is None else self.min
-        top = int(in_channels * self.max_expansion)
-        grid = tuple(w for w in range(self.step, top + 1, self.step) if w >= low)
-        if not grid:
-            raise SpecError(f"hidden: no multiple of step {self.step} between min {low} and {top}; lower step or min")
-        if grid[-1] > MAX_HIDDEN:
-            raise SpecError(
-                f"hidden.max_expansion: {self.max_expansion:g} × {in_channels} input channels gives width {grid[-1]}, "
-                f"at most {MAX_HIDDEN} is allowed"
-            )
-        return grid
-
-
-class LayerSpace(Frozen):
-    """One searchable layer, or ``repeat`` alike (the stride belongs to the first of them)."""
-
-    repeat: int = Field(default=1, ge=1, le=64)
-    stride: int = Field(default=1, ge=1, le=4)
-    types: tuple[BlockType, ...] = Field(default=("irb",), min_length=1)
-    kernel_sizes: tuple[int, ...] = Field(default=(3, 5), min_length=1)
-    acts: tuple[Activation, ...] = Field(default=("relu",), min_length=1)
-    se_ratios: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = Field(default=(0.0,), min_length=1)
-    hidden: WidthGrid | None = None
-    skip: bool = False
-
-    @field_validator("kernel_sizes")
-    @classmethod
-    def _odd(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(k % 2 == 0 or not 1 <= k <= 15 for k in value):
-            raise ValueError("kernel sizes must be odd, from 1 to 15")
-        return value
-
-    @model_validator(mode="after")
-    def _consistent(self) -> LayerSpace:
-        if self.hidden is None and set(self.types) != {"conv"}:
-            raise ValueError("'hidden' (the grid of hidden widths) is required for irb and fused_irb")
-        for name in ("types", "kernel_sizes", "acts", "se_ratios"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name} lists a value twice")
-        return self
-
-
 class StageSpace(Frozen):
-    """Layers of one stage; all give ``out_channels``."""
+    """Layers of one stage; all give ``out_channels``, where they do not say otherwise."""
 
     out_channels: int = Field(ge=1, le=65536)
     layers: tuple[LayerSpace, ...] = Field(min_length=1)
@@ -105,46 +65,6 @@ class StageSpace(Frozen):
         if count > MAX_BLOCKS:
             raise ValueError(f"its rows repeat to {count} layers; a stage has at most {MAX_BLOCKS}")
         return self
-
-
-@dataclass(frozen=True)
-class SearchLayer:
-    """A searchable layer in place: what may stand there, and the shape of what comes in."""
-
-    index: int
-    stage: int  # stage of the resulting NetSpec (0 is the stem)
-    in_channels: int
-    in_size: tuple[int, int]
-    candidates: tuple[BlockSpec, ...]  # hidden width at its maximum
-    widths: tuple[int, ...]
-    skip: bool
-
-    @property
-    def out_channels(self) -> int:
-        """Channels after the layer."""
-        return self.candidates[0].out_channels
-
-    def block(self, candidate: int, hidden: int = 0) -> BlockSpec:
-        """The block of one choice; ``hidden`` is ignored for a candidate without hidden width."""
-        template = self.candidates[candidate]
-        return template if template.hidden is None else template.model_copy(update={"hidden": hidden})
-
-    def candidate_widths(self, candidate: int) -> tuple[int, ...]:
-        """The width grid of a candidate, ``(0,)`` for a plain convolution."""
-        return (0,) if self.candidates[candidate].hidden is None else self.widths
-
-    def choices(self) -> list[Choice]:
-        """Everything that may stand here, skip last."""
-        real: list[Choice] = [(c, w) for c in range(len(self.candidates)) for w in self.candidate_widths(c)]
-        return [*real, None] if self.skip else real
-
-    def find(self, block: BlockSpec) -> Choice:
-        """The choice that gives ``block``; raises `SpecError` when the layer cannot."""
-        hidden = block.hidden or 0
-        for c in range(len(self.candidates)):
-            if hidden in self.candidate_widths(c) and self.block(c, hidden) == block:
-                return c, hidden
-        raise SpecError(f"layer {self.index} (stage {self.stage}) of the space cannot be {block.to_dict()}")
 
 
 class SearchSpace(Frozen):
@@ -197,7 +117,9 @@ class SearchSpace(Frozen):
             for i, row, repeat in rows:
                 path = f"stages[{s}].layers[{i}]"
                 try:
-                    layer = _place(row, repeat, len(found), s + len(self.stem), channels, size, stage.out_channels)
+                    before = found[-1] if found else None
+                    shape = (channels, size, stage.out_channels)
+                    layer = place(row, repeat == 0, len(found), s + len(self.stem), before, *shape)
                 except ValidationError as error:
                     raise SpecError(describe_fields(error, path)) from None
                 except SpecError as error:
@@ -205,8 +127,22 @@ class SearchSpace(Frozen):
                 if layer.skip and i == repeat == 0:
                     raise SpecError(f"{path}.skip: the first layer of a stage cannot be skipped")
                 found.append(layer)
-                channels, size = stage.out_channels, layer.candidates[0].out_size(size)
+                channels, size = layer.out_channels, layer.candidates[0].out_size(size)
         return tuple(found)
+
+    @property
+    def additive(self) -> bool:
+        """Whether what a layer costs depends on its own choice alone: no layer has an output width to choose."""
+        return all(layer.additive for layer in self.layers)
+
+    def require_additive(self, what: str) -> None:
+        """Raise `SpecError` for a space that is not `additive`, saying what to use instead of ``what``."""
+        if not self.additive:
+            raise SpecError(
+                f"{what} needs a cost that is a sum over layers, but in space {self.name!r} layers have output widths "
+                "of their own, so that each layer's cost depends on the one before it: search it by Pruning-as-Search "
+                "or Archtree, with MACs, a predictor or measured networks as the cost"
+            )
 
     def count(self) -> int:
         """Number of encodings (skips in different places of a stage are counted apart)."""
@@ -239,10 +175,10 @@ class SearchSpace(Frozen):
                 if not layer.skip:
                     raise SpecError(f"layer {layer.index} (stage {layer.stage}) cannot be skipped")
                 continue
-            candidate, hidden = choice
-            if not 0 <= candidate < len(layer.candidates) or hidden not in layer.candidate_widths(candidate):
+            candidate, width = choice
+            if not 0 <= candidate < len(layer.candidates) or width not in layer.candidate_widths(candidate):
                 raise SpecError(f"layer {layer.index} (stage {layer.stage}) does not offer {choice}")
-            blocks.setdefault(layer.stage, []).append(layer.block(candidate, hidden))
+            blocks.setdefault(layer.stage, []).append(layer.block(candidate, width))
         return NetSpec(
             name=name or f"{self.name}-sample",
             input_size=self.input_size,
@@ -276,31 +212,6 @@ class SearchSpace(Frozen):
             return False
 
 
-def _place(
-    row: LayerSpace, repeat: int, index: int, stage: int, channels: int, size: tuple[int, int], out_channels: int
-) -> SearchLayer:
-    """Expand a row of the space into the layer that stands at one place."""
-    stride = row.stride if repeat == 0 else 1
-    widths = row.hidden.widths(channels) if row.hidden else ()
-    candidates = []
-    for kind, kernel, act, se in itertools.product(row.types, row.kernel_sizes, row.acts, row.se_ratios):
-        if kind == "conv" and se:
-            continue
-        candidates.append(
-            BlockSpec(
-                type=kind, out_channels=out_channels, kernel_size=kernel, stride=stride, act=act, se_ratio=se,
-                hidden=None if kind == "conv" else widths[-1],
-            )
-        )  # fmt: skip
-    if not candidates:
-        raise SpecError("se_ratios: a conv layer has no squeeze-and-excite; put 0 into se_ratios")
-    if row.skip and (stride != 1 or channels != out_channels):
-        raise SpecError(
-            f"skip: skip needs stride 1 and equal channels, here stride {stride}, {channels} → {out_channels} channels"
-        )
-    return SearchLayer(index, stage, channels, size, tuple(candidates), widths, row.skip)
-
-
 def _match(layers: list[SearchLayer], blocks: list[BlockSpec]) -> list[Choice]:
     """Assign a stage's blocks to its layers in order, skipping layers where needed (depth-first)."""
     if not layers:
@@ -317,6 +228,48 @@ def _match(layers: list[SearchLayer], blocks: list[BlockSpec]) -> list[Choice]:
     if head.skip:
         return [None, *_match(rest, blocks)]
     raise reason or SpecError(f"stage {head.stage} has too few blocks: layer {head.index} cannot be skipped")
+
+
+def space_around(spec: NetSpec, step: int = 8, least: int | None = None) -> SearchSpace:
+    """The space of the networks that are ``spec`` with narrower blocks: what pruning its channels can lead to.
+
+    The first stage is the stem and stays. Each later block is the only candidate of its layer: an inverted residual one
+    with hidden widths ``step``, 2 · ``step``, … below its own and its own, a rep block with such output widths, a plain
+    convolution as it is. `SearchSpace.largest` decodes to ``spec``.
+
+    Args:
+        spec: the start network.
+        step: of the grids.
+        least: the least width, where a block is not narrower; None: one step.
+
+    Raises:
+        SpecError: the network has no stage after its stem or no classifier, or step or least are out of range.
+    """
+    if len(spec.stages) < 2 or not spec.num_classes:
+        lacks = "stage after its stem" if spec.num_classes else "classifier (num_classes 0)"
+        raise SpecError(f"there is no space around {spec.name!r}: it has no {lacks}")
+    stages = [
+        {"out_channels": stage.blocks[-1].out_channels, "layers": [_row(b, stage, step, least) for b in stage.blocks]}
+        for stage in spec.stages[1:]
+    ]
+    same = spec.model_dump(include={"input_size", "in_channels", "tail", "num_classes", "bn_eps"})
+    name = f"around_{spec.name}"[:200]
+    return SearchSpace.from_dict({**same, "name": name, "stem": [spec.stages[0]], "stages": stages})
+
+
+def _row(block: BlockSpec, stage: StageSpec, step: int, least: int | None) -> dict[str, Any]:
+    """The layer in which ``block`` is the only candidate."""
+    row: dict[str, Any] = {
+        "stride": block.stride, "types": [block.type], "kernel_sizes": [block.kernel_size], "acts": [block.act],
+        "se_ratios": [block.se_ratio], "padding": block.padding, "bn_eps": block.bn_eps,
+    }  # fmt: skip
+    if block.out_channels != stage.blocks[-1].out_channels:
+        row["out_channels"] = block.out_channels
+    if block.hidden is not None:
+        row["hidden"] = {"step": step, "min": least and min(least, block.hidden), "max": block.hidden}
+    if block.type == "rep":
+        row["out"] = {"step": step, "min": least and min(least, block.out_channels)}
+    return row
 
 
 def load_space(source: str | Path | dict[str, Any] | SearchSpace) -> SearchSpace:

@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from prunet_zoo.errors import SpecError
 from prunet_zoo.jsonfile import Frozen, list_named, load_named, parse, stable_hash
 
-BlockType = Literal["conv", "irb", "fused_irb"]
+BlockType = Literal["conv", "irb", "fused_irb", "rep"]
 Activation = Literal["relu", "silu", "hard_swish"]
 Size = int | tuple[int, int]
 MAX_HIDDEN = 262144
@@ -40,7 +40,9 @@ class BlockSpec(Frozen):
 
     ``conv``: k×k convolution, norm, activation. ``irb`` (inverted residual block, MobileNetV2, arXiv 1801.04381): 1×1
     expand, k×k depth-wise, [SE], 1×1 project. ``fused_irb`` (EfficientNet-EdgeTPU / EfficientNetV2, arXiv 2104.00298):
-    k×k expand, [SE], 1×1 project. Both have a residual connection where the shape allows it.
+    k×k expand, [SE], 1×1 project. Both have a residual connection where the shape allows it. ``rep`` (RepVGG, arXiv
+    2101.03697): k×k convolution + norm, 1×1 convolution + norm and, where the shape does not change, a norm alone,
+    summed; then the activation. For deployment its branches are folded into one k×k convolution.
     """
 
     type: BlockType
@@ -68,13 +70,22 @@ class BlockSpec(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> BlockSpec:
-        if self.type == "conv" and self.hidden is not None:
-            raise ValueError("a conv block has no hidden width; remove 'hidden'")
-        if self.type == "conv" and self.se_ratio:
-            raise ValueError("a conv block has no squeeze-and-excite; remove 'se_ratio'")
-        if self.type != "conv" and self.hidden is None:
-            raise ValueError(f"'hidden' is required for type {self.type!r} (channels between expand and project)")
+        if self.has_hidden:
+            if self.hidden is None:
+                raise ValueError(f"'hidden' is required for type {self.type!r} (channels between expand and project)")
+            return self
+        if self.hidden is not None:
+            raise ValueError(f"a {self.type} block has no hidden width; remove 'hidden'")
+        if self.se_ratio:
+            raise ValueError(f"a {self.type} block has no squeeze-and-excite; remove 'se_ratio'")
+        if self.type == "rep" and self.padding is not None:
+            raise ValueError("a rep block pads by kernel_size // 2, so that its branches meet; remove 'padding'")
         return self
+
+    @property
+    def has_hidden(self) -> bool:
+        """Whether blocks of this type have a hidden width: the inverted residual ones."""
+        return self.type in ("irb", "fused_irb")
 
     @property
     def pad(self) -> int:
@@ -82,13 +93,17 @@ class BlockSpec(Frozen):
         return self.kernel_size // 2 if self.padding is None else self.padding
 
     def has_residual(self, in_channels: int) -> bool:
-        """Whether input is added to output: same shape, and not a plain convolution."""
+        """Whether input is added to output: same shape, and an inverted residual block."""
         return (
-            self.type != "conv"
+            self.has_hidden
             and self.stride == 1
             and in_channels == self.out_channels
             and self.pad == self.kernel_size // 2
         )
+
+    def has_identity(self, in_channels: int) -> bool:
+        """Whether a rep block has its third branch, the norm of the input: same shape."""
+        return self.type == "rep" and self.stride == 1 and in_channels == self.out_channels
 
     def se_channels(self, in_channels: int) -> int:
         """Width of the squeeze, as in EfficientNet: a share of the block's *input* channels (0: no SE)."""
@@ -102,17 +117,24 @@ class BlockSpec(Frozen):
         return h, w
 
     def params(self, in_channels: int) -> int:
-        """Trainable parameters: convolutions without bias, two a channel for each BatchNorm, SE with bias."""
+        """Trainable parameters: convolutions without bias, two a channel for each BatchNorm, SE with bias.
+
+        Those of a rep block are of the form that is trained, with all its branches.
+        """
         k2, cout, squeeze = self.kernel_size**2, self.out_channels, self.se_channels(in_channels)
         if self.hidden is None:
-            return in_channels * cout * k2 + 2 * cout
+            point = in_channels * cout + 2 * cout if self.type == "rep" else 0
+            return in_channels * cout * k2 + 2 * cout + point + 2 * cout * self.has_identity(in_channels)
         hid = self.hidden
         count = hid * cout + 2 * cout
         count += in_channels * hid + k2 * hid + 4 * hid if self.type == "irb" else in_channels * hid * k2 + 2 * hid
         return count + (2 * hid * squeeze + squeeze + hid if squeeze else 0)
 
     def macs(self, in_channels: int, size: tuple[int, int]) -> int:
-        """Multiply-accumulates of the convolutions for one image whose map is ``size`` (H, W) before the block."""
+        """Multiply-accumulates of the convolutions for one image whose map is ``size`` (H, W) before the block.
+
+        Those of a rep block are of the form that is deployed, one k×k convolution.
+        """
         (h, w), (ho, wo) = size, self.out_size(size)
         k2, cout, squeeze = self.kernel_size**2, self.out_channels, self.se_channels(in_channels)
         if self.hidden is None:
@@ -201,6 +223,16 @@ class NetSpec(Frozen):
     def _fits_input(self) -> NetSpec:
         list(self.placed())  # raises SpecError where the map becomes empty
         return self
+
+    @classmethod
+    def of_another_kind(cls, data: dict[str, Any]) -> str | None:
+        """See `Frozen`."""
+        if "shapes" in data and "stages" not in data:
+            return (
+                "is that of a network with channels taken out (PrunedSpec), not of a network of blocks: it is for "
+                "tools/latency.py measure, tools/export.py and prunet_zoo.models.load_pruned"
+            )
+        return None
 
     @classmethod
     def from_dict(cls, data: Any) -> NetSpec:

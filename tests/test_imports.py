@@ -23,7 +23,8 @@ ALLOWED: dict[str, set[str]] = {
     "jsonfile": {"errors"},
     "metadata": {"errors"},
     "spec": {*BASE, "jsonfile"},
-    "space": {*BASE, "spec"},
+    "space_layers": {*BASE, "spec"},
+    "space": {*BASE, "spec", "space_layers"},
     "models": {*BASE, "spec", "metadata"},
     "supernet": {*BASE, "spec", "space", "models"},
     "page": set(),
@@ -38,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
         "models",
         "supernet",
     },  # a cost is a callable, never a latency backend
+    "compare": {*BASE, "page", "latency"},
     "zoo": {*BASE, "jsonfile", "spec", "metadata", "models"},
     "data": {*BASE},
     "timm_hook": {*BASE, "zoo"},
@@ -46,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
 ANYTHING = {"__init__", "mm"}
 OPENMMLAB = {"mmengine", "mmcv", "mmdet", "mmpretrain", "mmseg", "mim"}
 # importable without torch
-LIGHT = {"version", "errors", "files", "console", "jsonfile", "metadata", "spec", "space", "timm_hook"}
+LIGHT = {"version", "errors", "files", "console", "jsonfile", "metadata", "spec", "space_layers", "space", "timm_hook"}
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "cv2"}
 
 

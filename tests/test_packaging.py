@@ -81,7 +81,7 @@ def test_metadata(wheel: Path) -> None:
     plain = {re.split(r"[ <>=;\[]", n)[0] for n in needs if "extra ==" not in n}
     assert {"torch", "torchvision", "timm", "pydantic", "safetensors", "rich"} <= plain
     assert not plain & {"mmengine", "mmdet", "mmcv", "mmcv-lite", "onnx", "pytest"}
-    assert set(meta.get_all("Provides-Extra", [])) == {"mm", "export", "openvino", "dev", "all", "onedl"}
+    assert set(meta.get_all("Provides-Extra", [])) == {"mm", "export", "openvino", "prune", "dev", "all", "onedl"}
 
 
 def test_wheel_works_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:

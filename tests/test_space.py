@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunet_zoo import SearchSpace, list_spaces, load_space, load_spec
+from prunet_zoo import SearchSpace, list_models, list_spaces, load_space, load_spec
 from prunet_zoo.errors import SpecError, UnknownNameError
+from prunet_zoo.space import space_around
 
 SPACES = list_spaces()
 
@@ -33,7 +34,8 @@ def small(layers: list[dict[str, Any]] | None = None, **changes: Any) -> dict[st
 
 
 def test_listed_spaces() -> None:
-    assert {"prunet_gpu", "prunet_cpu_small"} <= set(SPACES)
+    assert {"prunet_gpu", "prunet_cpu_small", "rep_vgg_small", "rep_vgg_b1"} <= set(SPACES)
+    assert [name for name in SPACES if not load_space(name).additive] == ["rep_vgg_b1", "rep_vgg_small"]
     small_space = load_space("prunet_cpu_small")
     assert (small_space.input_size, small_space.num_classes) == (32, 10)
 
@@ -93,8 +95,112 @@ def test_json_round_trip(seed: int) -> None:
 
 def test_hash_is_stable_across_versions() -> None:
     """Latency tables are bound to a space by its hash: it must never change."""
-    golden = {"prunet_cpu_small": "1e29998de6ed", "prunet_gpu": "e91726d28e06"}
+    golden = {
+        "prunet_cpu_small": "1e29998de6ed", "prunet_gpu": "e91726d28e06",
+        "rep_vgg_small": "48fed6dbfeba", "rep_vgg_b1": "990868fee2a3",
+    }  # fmt: skip
     assert {name: load_space(name).hash for name in golden} == golden
+
+
+REP = [
+    {"stride": 2, "types": ["rep"], "kernel_sizes": [3], "out": {"step": 5, "min": 8}},
+    {"repeat": 2, "types": ["rep"], "kernel_sizes": [3], "out": {"step": 8}, "out_channels": 12},
+    {"kernel_sizes": [3], "hidden": {"step": 8, "max": 20}},
+    {"kernel_sizes": [3], "hidden": {"step": 8}, "skip": True},
+]
+
+
+def test_a_layer_with_an_output_width_of_its_own() -> None:
+    space = SearchSpace.from_dict(small(REP))
+    assert [layer.widths for layer in space.layers[:4]] == [(10, 15, 16), (8, 12), (8, 12), (8, 16, 20)]
+    assert [layer.in_channels for layer in space.layers] == [8, 16, 12, 12, 16]
+    assert [layer.additive for layer in space.layers] == [False, False, False, False, True]
+    assert not space.additive and SearchSpace.from_dict(small()).additive
+    assert space.count() == 3 * 2 * 2 * 3 * (16 + 1)
+    encoding = ((0, 10), (0, 12), (0, 8), (0, 20), None)
+    spec = space.decode(encoding)
+    assert [(p.in_channels, p.block.out_channels, p.block.hidden) for p in spec.placed()][1:] == [
+        (8, 10, None), (10, 12, None), (12, 8, None), (8, 16, 20)
+    ]  # fmt: skip
+    assert space.encode(spec) == encoding and space.contains(spec)
+    with pytest.raises(SpecError, match=r"layer 0 \(stage 1\) does not offer \(0, 5\)"):
+        space.decode(((0, 5), *encoding[1:]))
+    with pytest.raises(SpecError, match=r"a super-network needs a cost that is a sum.*Pruning-as-Search or Archtree"):
+        space.require_additive("a super-network")
+
+
+def test_a_single_output_width_leaves_the_space_additive() -> None:
+    row = {"stride": 2, "types": ["rep"], "kernel_sizes": [3], "out": {"step": 16}}
+    assert SearchSpace.from_dict(small([row])).additive
+    mixed = {"types": ["rep", "conv", "irb"], "kernel_sizes": [3], "hidden": {"step": 8}}
+    space = SearchSpace.from_dict(small([mixed]))
+    assert space.additive
+    assert [space.layers[0].candidate_widths(c) for c in range(3)] == [(0,), (0,), tuple(range(8, 65, 8))]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"types": ["irb"], "hidden": {"step": 8}, "out": {"step": 8}}, r"'out' .* is for rep blocks"),
+        ({"types": ["rep"], "out": {"step": 8}, "skip": True}, "a layer with 'out' cannot be skipped"),
+        ({"types": ["rep"], "out": {"step": 8, "min": 17}}, r"layers\[0\]\.out\.min: 17 is above the layer's 16"),
+        ({"hidden": {"step": 8, "max": 16, "max_expansion": 2}}, "'max' and 'max_expansion' both say"),
+        ({"hidden": {"step": 8, "min": 20, "max": 16}}, "min 20 is above max 16"),
+        ({"types": ["rep"], "se_ratios": [0.25]}, "a rep layer has no squeeze-and-excite"),
+    ],
+)
+def test_what_a_layer_cannot_be(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        SearchSpace.from_dict(small([row]))
+
+
+def test_nothing_is_skipped_behind_a_width_that_varies() -> None:
+    rows = [
+        {"stride": 2, "types": ["rep"], "kernel_sizes": [3], "out": {"step": 8}},
+        {"hidden": {"step": 8}, "skip": True},
+    ]
+    with pytest.raises(SpecError, match=r"layers\[1\]\.skip: .* the layer before has an output width of its own"):
+        SearchSpace.from_dict(small(rows))
+
+
+@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize(("step", "least"), [(8, None), (7, 100)])
+def test_the_space_around_a_network_has_it_as_its_largest(name: str, step: int, least: int | None) -> None:
+    spec = load_spec(name)
+    space = space_around(spec, step, least)
+    assert space.additive and space.decode(space.largest(), name=name) == spec
+    assert space.encode(spec) == space.largest()
+    assert [layer.stage for layer in space.layers] == [p.stage for p in spec.placed() if p.stage]
+    for layer in space.layers:
+        own = layer.candidates[0].hidden
+        assert len(layer.candidates) == 1 and not layer.skip
+        if own is None:
+            assert layer.choices() == [(0, 0)]
+        else:
+            wanted = [w for w in range(step, own, step) if w >= (least or step)]
+            assert list(layer.widths) == [*wanted, own]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_space_around_a_rep_network(seed: int) -> None:
+    rng = random.Random(seed)
+    space = load_space("rep_vgg_small")
+    spec = space.decode(space.sample(rng))
+    around = space_around(spec, step=rng.choice([3, 8, 200]))
+    assert around.decode(around.largest()).hash == spec.hash
+    smaller = around.decode(around.sample(rng))
+    assert around.contains(smaller) and smaller.params() <= spec.params() and smaller.macs() <= spec.macs()
+
+
+def test_what_has_no_space_around_it() -> None:
+    spec = load_spec("prunet_p0")
+    with pytest.raises(SpecError, match="it has no stage after its stem"):
+        space_around(spec.replace(stages=spec.stages[:1]))
+    with pytest.raises(SpecError, match="it has no classifier"):
+        space_around(spec.replace(num_classes=0))
+    with pytest.raises(SpecError, match="step"):
+        space_around(spec, step=0)
 
 
 def test_count_is_the_number_of_encodings() -> None:

@@ -22,7 +22,8 @@ def net_specs(draw: st.DrawFn) -> NetSpec:
     for _ in range(draw(st.integers(1, 3))):
         blocks = []
         for _ in range(draw(st.integers(1, 3))):
-            kind = draw(st.sampled_from(["conv", "irb", "fused_irb"]))
+            kind = draw(st.sampled_from(["conv", "irb", "fused_irb", "rep"]))
+            plain = kind in ("conv", "rep")
             kernel = draw(st.sampled_from([1, 3, 5]))
             blocks.append(
                 BlockSpec(
@@ -30,10 +31,10 @@ def net_specs(draw: st.DrawFn) -> NetSpec:
                     out_channels=draw(st.integers(1, 12)),
                     kernel_size=kernel,
                     stride=draw(st.sampled_from([1, 1, 2])),
-                    hidden=None if kind == "conv" else draw(st.integers(1, 24)),
+                    hidden=None if plain else draw(st.integers(1, 24)),
                     act=draw(st.sampled_from(["relu", "silu", "hard_swish"])),
-                    se_ratio=0.0 if kind == "conv" else draw(st.sampled_from([0.0, 0.25, 1.0])),
-                    padding=draw(st.sampled_from([None, kernel // 2, kernel // 2 + 1])),
+                    se_ratio=0.0 if plain else draw(st.sampled_from([0.0, 0.25, 1.0])),
+                    padding=None if kind == "rep" else draw(st.sampled_from([None, kernel // 2, kernel // 2 + 1])),
                     bn_eps=draw(st.sampled_from([None, 1e-5])),
                 )
             )
@@ -228,7 +229,15 @@ def test_feature_levels_count_strides() -> None:
         ),
         (
             tiny(stages=[{"blocks": [{"type": "mbconv", "out_channels": 8}]}]),
-            r"stages\[0\]\.blocks\[0\]\.type: .*'conv', 'irb' or 'fused_irb'.*'mbconv'",
+            r"stages\[0\]\.blocks\[0\]\.type: .*'conv', 'irb', 'fused_irb' or 'rep'.*'mbconv'",
+        ),
+        (
+            tiny(stages=[{"blocks": [{"type": "rep", "out_channels": 8, "hidden": 8}]}]),
+            "a rep block has no hidden width; remove 'hidden'",
+        ),
+        (
+            tiny(stages=[{"blocks": [{"type": "rep", "out_channels": 8, "padding": 0}]}]),
+            r"a rep block pads by kernel_size // 2.*remove 'padding'",
         ),
         (
             tiny(

@@ -102,7 +102,9 @@ def load_network(args: argparse.Namespace) -> Network:
         _refuse(args, "a config", "pretrained", "out_indices")
         with _wants_mm():
             from prunet_zoo.mm.export import config_network
-        return config_network(model, args.weights, args.arch, args.part, size, _config_options(args.cfg_options))
+
+            options = _config_options(args.cfg_options)
+        return config_network(model, args.weights, args.arch, args.part, size, options)
     _refuse(args, "a network without a config", "arch", "cfg_options")
     entry = None if model.endswith((".safetensors", ".json")) else load_index().get(model.removeprefix("prunet://"))
     published = entry.task if entry else read_meta(model).get("task") if model.endswith(".safetensors") else None
@@ -127,10 +129,10 @@ def _refuse(args: argparse.Namespace, what: str, *names: str) -> None:
 def _config_options(texts: Sequence[str] | None) -> dict[str, Any] | None:
     if texts is None:
         return None
-    from mmengine.config import DictAction
+    from prunet_zoo.mm.cli import ConfigOptions
 
     parser = argparse.ArgumentParser()
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    parser.add_argument("--cfg-options", nargs="+", action=ConfigOptions)
     return dict(parser.parse_args(["--cfg-options", *texts]).cfg_options)
 
 

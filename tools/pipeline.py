@@ -14,9 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import DictAction
-
-from prunet_zoo.mm.cli import load_config, run_tool
+from prunet_zoo.mm.cli import ConfigOptions, load_config, run_tool
 from prunet_zoo.mm.pipeline import Pipeline
 from prunet_zoo.mm.pipeline_config import PipelineConfig
 from prunet_zoo.mm.pipeline_report import show, write_report
@@ -37,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     rerun = "run these stages, and all that depend on them, anew; an earlier such call that was stopped goes on"
     parser.add_argument("--rerun", nargs="+", default=[], metavar="STAGE", help=rerun)
     options = "change values of the pipeline's config: search.cfg_options.train_cfg.max_epochs=4"
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help=options)
+    parser.add_argument("--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE", help=options)
     return parser
 
 

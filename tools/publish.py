@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from mmengine.config import DictAction
-
-from prunet_zoo.mm.cli import load_config, run_tool
+from prunet_zoo.mm.cli import ConfigOptions, load_config, run_tool
 from prunet_zoo.mm.publish import publish
 
 
@@ -30,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     made = "a command that made the checkpoint, once for each; default: the one that tools/train.py noted beside it"
     parser.add_argument("--command", action="append", default=[], metavar="CMD", help=made)
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change values of the config"
+        "--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE", help="change values of the config"
     )
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
     return parser

@@ -93,7 +93,7 @@ use_headless_opencv() { # the usual OpenCV needs libGL and X libraries, which a 
 }
 
 check() { # everything that the tools import can be imported
-  "$python" -c 'import torch, torchvision, timm, sklearn, onnx, onnxruntime, openvino, cv2, mmengine, mmcv, mmdet, pycocotools.mask
+  "$python" -c 'import torch, torchvision, timm, sklearn, onnx, onnxruntime, openvino, cv2, mmengine, mmcv, mmdet, pycocotools.mask, torch_pruning
 import prunet_zoo' >>"$log" 2>&1 || fail "the environment does not import; the reason is at the end of $log"
 }
 

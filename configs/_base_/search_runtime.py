@@ -1,4 +1,4 @@
-"""What all searches by tiered pruning share. A search config gives space, data, target and epochs."""
+"""What all searches share, whatever the method. A search config gives model, strategy, data, target and epochs."""
 
 _base_ = ["./default_runtime.py"]
 

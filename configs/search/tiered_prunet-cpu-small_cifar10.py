@@ -3,18 +3,7 @@
 python tools/search.py configs/search/tiered_prunet-cpu-small_cifar10.py --target-ms 0.07
 """
 
-_base_ = ["./tiered_prunet-cpu-small_digits.py"]
+_base_ = ["../_base_/search_cifar10.py"]
 
-data_root = "data/cifar10"
-loader = dict(
-    batch_size=128, num_workers=2, persistent_workers=False, drop_last=True,
-    sampler=dict(type="DefaultSampler", shuffle=True), collate_fn=dict(type="default_collate"),
-)  # fmt: skip
-images = dict(_delete_=True, type="ImageFolderDataset", data_root=data_root, transform=dict(type="cifar"))
-train_dataloader = dict(**loader, dataset=dict(**images, split="train", part="weights"))
-train_cfg = dict(
-    max_epochs=40,
-    arch_dataloader=dict(**loader, dataset=dict(**images, split="train", part="arch")),
-    val_dataloader=dict(batch_size=256, num_workers=2, dataset=dict(**images, split="test")),
-)
-param_scheduler = dict(T_max=40)
+model = dict(type="SuperNetClassifier", space="prunet_cpu_small", num_classes=10)
+train_cfg = dict(strategy=dict(type="TieredPruning", warmup=0.2, lr=0.04, dual_lr=0.03, active=2))

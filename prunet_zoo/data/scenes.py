@@ -66,12 +66,14 @@ class SceneParams:
 
 @dataclass(frozen=True)
 class Scene:
-    """``image`` (size, size, 3) uint8 RGB; ``boxes`` (N, 4) as x, y, width, height in px; labels and scans (N,)."""
+    """``image`` (size, size, 3) uint8 RGB; ``boxes`` (N, 4) as x, y, width, height in px; labels and scans (N,);
+    ``masks`` (N, size, size): where a digit's ink is seen, tight in its box."""
 
     image: NDArray[np.uint8]
     boxes: NDArray[np.int64]
     labels: NDArray[np.int64]
     scans: NDArray[np.int64]
+    masks: NDArray[np.bool_]
 
 
 def write_scenes(root: str | Path, train: int = 3000, val: int = 400, seed: int = 0) -> Path:
@@ -160,7 +162,8 @@ def _write_part(root: Path, part: str, count: int, params: SceneParams) -> None:
         Image.fromarray(scene.image).save(buffer, "JPEG", quality=92)
         (root / "images" / part / name).write_bytes(buffer.getvalue())
         images.append({"id": number, "file_name": name, "width": params.size, "height": params.size})
-        for box, label, scan in zip(scene.boxes.tolist(), scene.labels.tolist(), scene.scans.tolist(), strict=True):
+        found = (scene.boxes.tolist(), scene.labels.tolist(), scene.scans.tolist(), scene.masks)
+        for box, label, scan, mask in zip(*found, strict=True):
             annotations.append(
                 {
                     "id": len(annotations) + 1,  # pycocotools takes an id of 0 for "no match"
@@ -168,6 +171,7 @@ def _write_part(root: Path, part: str, count: int, params: SceneParams) -> None:
                     "category_id": label,
                     "bbox": box,
                     "area": box[2] * box[3],
+                    "segmentation": {"size": list(mask.shape), "counts": _run_lengths(mask)},
                     "iscrowd": 0,
                     "scan": scan,
                 }
@@ -210,7 +214,8 @@ def make_scene(part: str, number: int, params: SceneParams) -> Scene:
     kept = [(k, _tight_box(owner == k)) for k in range(len(chosen)) if (owner == k).any()]
     ids = np.array([chosen[k] for k, _ in kept], dtype=np.int64)
     boxes = np.array([box for _, box in kept], dtype=np.int64)
-    return Scene(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), boxes, labels[ids], ids)
+    masks = np.stack([owner == k for k, _ in kept])
+    return Scene(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), boxes, labels[ids], ids, masks)
 
 
 @cache
@@ -296,6 +301,13 @@ def _tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """Smallest box (x, y, w, h) in px around the true pixels of ``mask`` (H, W)."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
+
+
+def _run_lengths(mask: NDArray[np.bool_]) -> list[int]:
+    """COCO's run-length encoding of ``mask`` (H, W): lengths of runs down the columns, the first of false pixels."""
+    flat = mask.flatten(order="F")
+    ends = [*(np.flatnonzero(flat[1:] != flat[:-1]) + 1).tolist(), len(flat)]
+    return [0] * bool(flat[0]) + np.diff([0, *ends]).tolist()
 
 
 def main(argv: list[str] | None = None) -> int:

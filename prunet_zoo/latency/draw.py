@@ -33,7 +33,7 @@ _FAMILY = {  # colour, marker
 }
 DISTURBED = "#a8a8a8"
 DPI = 110  # of the files that `prunet_zoo.page.figure_png` makes
-_KIND = {"conv": "#8d99ae", "irb": "#2a6f97", "fused_irb": "#e07a5f", "tail": "#c9ada7"}
+_KIND = {"conv": "#8d99ae", "irb": "#2a6f97", "fused_irb": "#e07a5f", "rep": "#6a994e", "tail": "#c9ada7"}
 
 
 class Point(NamedTuple):

@@ -4,7 +4,8 @@ A fusing runtime folds BatchNorm into its convolution and runs the residual addi
 `Runtime.fused_activations` in the same kernel; other activations are kernels of their own, and so are pooling, the two
 layers and the gate (sigmoid and multiplication in one) of a squeeze-and-excite. TorchInductor does not fold BatchNorm
 unless it freezes weights: BatchNorm, activation and addition are one kernel after the convolution. In eager PyTorch
-convolution, BatchNorm, activation and addition are kernels of their own.
+convolution, BatchNorm, activation and addition are kernels of their own. A rep block is deployed everywhere: one
+convolution with bias and its activation.
 
 Only shapes are computed here; what a kernel costs is `prunet_zoo.latency.roofline`'s business.
 """
@@ -68,7 +69,8 @@ def block_kernels(block: BlockSpec, in_channels: int, in_size: tuple[int, int], 
     before, after = in_size[0] * in_size[1], _area(block.out_size(in_size))
     taps, out = block.kernel_size**2, block.out_channels
     if block.hidden is None:
-        return _conv("conv", in_channels, out, taps, before, after, block.act, runtime)
+        norm = block.type != "rep"
+        return _conv("conv", in_channels, out, taps, before, after, block.act, runtime, norm=norm)
     hidden, kernels = block.hidden, []
     if block.type == "irb":
         kernels += _conv("expand", in_channels, hidden, 1, before, before, block.act, runtime)
@@ -128,17 +130,18 @@ def _conv(
     runtime: Runtime,
     depthwise: bool = False,
     residual: bool = False,
+    norm: bool = True,
 ) -> list[Kernel]:
-    """Convolution, BatchNorm, activation, addition: ``before`` and ``after`` are pixels of its map."""
+    """Convolution, BatchNorm (or a bias), activation, addition: ``before`` and ``after`` are pixels of its map."""
     fused = runtime.fuses
     inside = residual and fused and runtime.folds
     maps = channels * before + out * after + (out * after if inside else 0)
     kind: Kind = "depthwise" if depthwise else "convolution"
     depth = 1 if depthwise else channels
     kernels = [Kernel(name, kind, after, out, depth, taps, maps, out * depth * taps)]
-    if not fused:
+    if norm and not fused:
         kernels.append(_elementwise(f"{name}.norm", out, after))
-    elif not runtime.folds:
+    elif fused and not runtime.folds:
         kernels.append(_elementwise(f"{name}.norm", out, after, inputs=2 if residual else 1))
     if act is not None and not runtime.is_fused(act):
         kernels.append(_elementwise(f"{name}.{act}", out, after))

@@ -30,6 +30,7 @@ from prunet_zoo.latency.record import Record, now, read_records
 from prunet_zoo.latency.roofline import Peaks
 from prunet_zoo.latency.table import LatencyTable
 from prunet_zoo.latency.tablefile import read_table
+from prunet_zoo.models.pruned import is_pruned
 from prunet_zoo.spec import Activation, NetSpec
 
 _EAGER = ("torch", "cuda-graph")
@@ -66,8 +67,8 @@ class Measured(NamedTuple):
 def read_measurements(path: str | Path) -> Measured:
     """Read a log of records or a latency table.
 
-    Of several records of the same network the median counts. Disturbed records are skipped, and networks of timm:
-    they have no spec.
+    Of several records of the same network the median counts. Disturbed records are skipped, so are a table's networks
+    that were only measured while the processor was slow, and networks of timm: they have no spec.
 
     Raises:
         LatencyError: missing, damaged, neither of both, without networks, or of several devices or settings.
@@ -90,11 +91,18 @@ def _from_table(path: str | Path) -> Measured:
     if not table.networks:
         raise LatencyError(f"latency table {path} has no whole networks yet; let its build finish, then fit")
     place = Place(**{name: getattr(header, name) for name in Place._fields if hasattr(header, name)})
+    kept = {encoding: ms for encoding, ms in table.networks.items() if not table.is_slow_network(encoding)}
+    if not kept:
+        raise LatencyError(
+            f"the processor was slow whenever networks of latency table {path} were measured; run the command that "
+            "built it again while nothing else runs, then fit"
+        )
     found = tuple(
         Observation(table.space.decode(encoding, f"{table.space.name}-{i}"), header.input_size, ms)
-        for i, (encoding, ms) in enumerate(table.networks.items(), 1)
+        for i, (encoding, ms) in enumerate(kept.items(), 1)
     )
-    return Measured(place, found, {})
+    slow = len(table.networks) - len(kept)
+    return Measured(place, found, {"measured on a slow processor": slow} if slow else {})
 
 
 def _from_records(path: str | Path, records: Iterable[Record]) -> Measured:
@@ -103,7 +111,8 @@ def _from_records(path: str | Path, records: Iterable[Record]) -> Measured:
     times: dict[tuple[str, tuple[int, int]], list[float]] = {}
     specs: dict[str, NetSpec] = {}
     for record in records:
-        reason = "disturbed" if record.disturbed else "without a spec" if record.spec is None else None
+        no_spec = record.spec is None or is_pruned(record.spec)  # kernels are known of a `NetSpec` alone
+        reason = "disturbed" if record.disturbed else "without a spec" if no_spec else None
         if reason or record.spec is None:
             skipped[str(reason)] = skipped.get(str(reason), 0) + 1
             continue
@@ -161,7 +170,7 @@ def fit_device(
     origin = f"of {like.name}" if like else f"assumed for a {'GPU' if place.accelerator == 'cuda' else 'CPU'}"
     return DeviceModel(
         name=name,
-        **{k: v for k, v in place._asdict().items() if k != "memory_format"},
+        **place._asdict(),
         runtime=runtime,
         peaks=known,
         rates=rates.model_copy(update={k: float(f"{getattr(rates, k):.6g}") for k in prior.spread}),

@@ -70,7 +70,12 @@ class Template(NamedTuple):
 
 
 def list_templates(space: SearchSpace) -> list[Template]:
-    """The distinct blocks of a space, each once however many layers share it."""
+    """The distinct blocks of a space, each once however many layers share it.
+
+    Raises:
+        SpecError: the space is not additive: its blocks stand behind any number of channels.
+    """
+    space.require_additive("a latency table")
     found: dict[str, Template] = {}
     for layer in space.layers:
         for c in range(len(layer.candidates)):

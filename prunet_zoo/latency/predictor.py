@@ -74,6 +74,7 @@ class DeviceModel(Frozen):
     dtype: Literal["fp32", "fp16", "bf16"]
     batch: int = Field(ge=1)
     threads: int = Field(default=1, ge=1)
+    memory_format: str = "contiguous"
     runtime: Runtime
     peaks: Peaks
     rates: Rates
@@ -135,7 +136,12 @@ class Predictor:
         return self._blocks[key]
 
     def fixed(self, space: SearchSpace) -> float:
-        """Latency of what every network of the space has, in ms: the call, the input, stem, tail and classifier."""
+        """Latency of what every network of the space has, in ms: the call, the input, stem, tail and classifier.
+
+        Raises:
+            SpecError: the space is not additive, so that the tail's latency depends on the last layer.
+        """
+        space.require_additive("the fixed part of a latency")
         return self._fixed(space.decode(space.largest()), len(space.stem))
 
     def __call__(self, spec: NetSpec) -> float:
@@ -162,7 +168,7 @@ class Predictor:
         return {
             "predictor": model.name,
             **model.model_dump(mode="json", include={"device", "devices", "accelerator", "backend", "backend_version"}),
-            **model.model_dump(mode="json", include={"dtype", "batch", "threads", "date"}),
+            **model.model_dump(mode="json", include={"dtype", "batch", "threads", "memory_format", "date"}),
             "unit": self.unit,
             "fit": {
                 "mean_abs": model.fit.mean_abs,

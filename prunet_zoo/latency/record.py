@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +112,15 @@ def check_log(path: str | Path) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        existed = path.exists()
-        with path.open("ab"):
-            pass
-        if not existed:
-            path.unlink()
+        try:
+            with path.open("r+b"):
+                pass
+        except FileNotFoundError:  # nothing of that name is made or removed: another process may write it meanwhile
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+                return
     except OSError as error:
         raise _not_written(path, error) from error
-    if existed:
-        read_records(path)
+    read_records(path)
 
 
 def append_record(path: str | Path, record: Record) -> None:

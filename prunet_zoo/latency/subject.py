@@ -14,9 +14,10 @@ from torch import nn
 from prunet_zoo.errors import LatencyError, unknown_name
 from prunet_zoo.latency.probes import randomise
 from prunet_zoo.models import create_model
+from prunet_zoo.models.pruned import PrunedSpec, build_pruned, is_pruned, is_pruned_file, load_pruned, load_pruned_spec
 from prunet_zoo.spec import NetSpec, Size, as_size, load_spec
 
-Arch = str | Path | dict[str, Any] | NetSpec | nn.Module
+Arch = str | Path | dict[str, Any] | NetSpec | PrunedSpec | nn.Module
 TIMM = "timm/"
 MAX_PARAMS_TOGETHER = 60_000_000  # networks in memory at a time; a backend may keep several copies
 
@@ -26,7 +27,7 @@ class Subject:
     """A network ready to be prepared by a backend. ``spec``: None for a network of timm."""
 
     name: str
-    spec: NetSpec | None
+    spec: NetSpec | PrunedSpec | None
     module: nn.Module
     channels: int
     size: tuple[int, int]
@@ -35,6 +36,28 @@ class Subject:
     def params(self) -> int:
         """Number of parameters."""
         return sum(p.numel() for p in self.module.parameters())
+
+
+def find_arch(arch: str) -> str:
+    """The weights file of ``prunet://NAME``, and of a listed network whose spec lies in its weights; any other name or
+    path as it is.
+
+    Raises:
+        UnknownNameError, DownloadError: there is no such network, or its weights could not be brought.
+        LatencyError: it is a detector.
+    """
+    from prunet_zoo.zoo.download import download
+    from prunet_zoo.zoo.index import find_model, is_zoo, load_index
+
+    if not is_zoo(arch) and (arch not in load_index() or load_index()[arch].arch is not None):
+        return arch
+    entry = find_model(arch)
+    if entry.task != "classification":
+        raise LatencyError(
+            f"{entry.name!r} is a detector, and classifiers are measured here; give one, or the spec of the detector's "
+            "backbone"
+        )
+    return str(download(entry.name))
 
 
 def load_subject(arch: Arch, input_size: Size | None = None) -> Subject:
@@ -51,9 +74,13 @@ def load_subject(arch: Arch, input_size: Size | None = None) -> Subject:
     """
     if isinstance(arch, str) and arch.startswith(TIMM):
         return _load_timm(arch, input_size)
+    arch = find_arch(arch) if isinstance(arch, str) else arch
     spec, module = _network(arch)
     size = as_size(spec.input_size if input_size is None else input_size)
-    list(spec.placed(size))  # raises SpecError where the input is too small
+    if isinstance(spec, NetSpec):
+        list(spec.placed(size))  # raises SpecError where the input is too small
+    elif spec.timm is not None:
+        spec.macs(size)  # likewise
     return Subject(spec.name, spec, module, spec.in_channels, size)
 
 
@@ -101,12 +128,14 @@ def _check_size(subject: Subject, own: tuple[int, int]) -> None:
         ) from error
 
 
-def _network(arch: str | Path | dict[str, Any] | NetSpec | nn.Module) -> tuple[NetSpec, nn.Module]:
+def _network(arch: Arch) -> tuple[NetSpec | PrunedSpec, nn.Module]:
     if isinstance(arch, nn.Module):
-        spec = getattr(arch, "spec", None)
-        if not isinstance(spec, NetSpec):
+        own = getattr(arch, "spec", None)
+        if not isinstance(own, NetSpec | PrunedSpec):
             raise LatencyError(f"a module to be measured needs its NetSpec as .spec; {type(arch).__name__} has none")
-        return spec, arch
+        return own, arch
+    if isinstance(arch, PrunedSpec) or is_pruned(arch) or (isinstance(arch, str | Path) and is_pruned_file(arch)):
+        return _pruned(arch)
     if str(arch).endswith(".safetensors"):
         model = create_model(arch)
         return model.spec, model
@@ -114,6 +143,15 @@ def _network(arch: str | Path | dict[str, Any] | NetSpec | nn.Module) -> tuple[N
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return spec, randomise(create_model(spec))
+
+
+def _pruned(arch: str | Path | dict[str, Any] | PrunedSpec | Any) -> tuple[PrunedSpec, nn.Module]:
+    spec = load_pruned_spec(arch)
+    if str(arch).endswith(".safetensors"):
+        return spec, load_pruned(arch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return spec, randomise(build_pruned(spec))
 
 
 def subject_groups(archs: Sequence[Arch | tuple[Arch, Size]], input_size: Size | None) -> Iterator[list[Subject]]:

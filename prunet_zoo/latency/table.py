@@ -37,6 +37,10 @@ def template_key(block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -
     return f"{inside}|{in_channels}x{in_size[0]}x{in_size[1]}"
 
 
+def _block_name(key: str, width: int) -> str:
+    return f"{key} {width}"
+
+
 class Curve:
     """Latency over hidden width: measured points, made non-decreasing, with straight lines between.
 
@@ -120,8 +124,9 @@ class LatencyTable:
         self.parts: dict[str, float] = {}
         self.networks: dict[tuple[Any, ...], float] = {}
         self.correction: Correction | None = None
-        self.slow: set[str] = set()  # what was only measured while the processor was slow
-        self._at_speed: set[str] = set()  # what was measured at full speed once
+        self.slow: set[str] = set()  # names of what was only measured while the processor was slow
+        self.seconds: dict[str, float | None] = {}  # name → time that it was measured for; None: not known
+        self.longest = {"block": 0.0, "network": 0.0}  # of these times
         self.add(entries)
 
     @classmethod
@@ -157,36 +162,64 @@ class LatencyTable:
 
     def _add(self, entry: dict[str, Any]) -> None:
         kind = entry["kind"]
+        if kind == "correction":
+            self.correction = parse(Correction, {k: v for k, v in entry.items() if k != "kind"}, "correction")
+            return
         if kind == "block":
             block = parse(BlockSpec, entry["block"], "block")
             h, w = entry["in_size"]
-            key = template_key(block, int(entry["in_channels"]), (int(h), int(w)))
-            points, width, ms = self.points.setdefault(key, {}), block.hidden or 0, float(entry["ms"])
-            points[width] = min(ms, points.get(width, ms))
-            self._note_speed(f"{key} {width}", entry)
+            key, width = template_key(block, int(entry["in_channels"]), (int(h), int(w))), block.hidden or 0
+            self._take(self.points.setdefault(key, {}), width, _block_name(key, width), entry)
         elif kind == "fixed":
-            part, ms = str(entry["part"]), float(entry["ms"])
-            self.parts[part] = min(ms, self.parts.get(part, ms))
+            part = str(entry["part"])
+            self._take(self.parts, part, part, entry)
         elif kind == "network":
             encoding = tuple(None if c is None else (int(c[0]), int(c[1])) for c in entry["encoding"])
-            ms = float(entry["ms"])
-            self.networks[encoding] = min(ms, self.networks.get(encoding, ms))
-            self._note_speed(str(encoding), entry)
-        elif kind == "correction":
-            self.correction = parse(Correction, {k: v for k, v in entry.items() if k != "kind"}, "correction")
+            self._take(self.networks, encoding, str(encoding), entry)
         else:
             raise ValueError(f"unknown kind {kind!r}")
+        if kind in self.longest:
+            self.longest[kind] = max(self.longest[kind], float(entry.get("seconds") or 0.0))
+        self.correction = None  # was fitted without this line
 
-    def _note_speed(self, name: str, entry: dict[str, Any]) -> None:
-        if not entry.get("slow"):
-            self._at_speed.add(name)
-            self.slow.discard(name)
-        elif name not in self._at_speed:
-            self.slow.add(name)
+    def _take(self, figures: dict[Any, float], place: Any, name: str, entry: dict[str, Any]) -> None:
+        """Put a line's latency in its place. Of several lines the one that was measured for longer counts, and of equal
+        time (or where a line does not tell) the lowest, since what disturbs only slows."""
+        ms, slow = float(entry["ms"]), bool(entry.get("slow"))
+        seconds = None if entry.get("seconds") is None else float(entry["seconds"])
+        if place in figures:
+            before = self.seconds[name]
+            if seconds is None or before is None or seconds == before:
+                ms, slow = min(ms, figures[place]), slow and name in self.slow
+                seconds = None if seconds is None else before
+            elif seconds < before:
+                return
+        figures[place], self.seconds[name] = ms, seconds
+        (self.slow.add if slow else self.slow.discard)(name)
 
-    def has(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> bool:
-        """Whether this very block was measured."""
-        return (block.hidden or 0) in self.points.get(template_key(block, in_channels, in_size), {})
+    def has(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int], seconds: float = 0.0) -> bool:
+        """Whether this very block was measured, for so much time at least."""
+        return self._has(_block_name(template_key(block, in_channels, in_size), block.hidden or 0), seconds)
+
+    def has_part(self, part: str, seconds: float = 0.0) -> bool:
+        """The same of the "stem" or the "tail"."""
+        return self._has(part, seconds)
+
+    def has_network(self, encoding: Sequence[tuple[int, int] | None], seconds: float = 0.0) -> bool:
+        """The same of a whole network."""
+        return self._has(str(tuple(encoding)), seconds)
+
+    def _has(self, name: str, seconds: float) -> bool:
+        known = self.seconds.get(name, -1.0)
+        return known is None or known >= seconds  # a file of before this was kept does not tell
+
+    def is_slow(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> bool:
+        """Whether a block was only measured while the processor was slow."""
+        return _block_name(template_key(block, in_channels, in_size), block.hidden or 0) in self.slow
+
+    def is_slow_network(self, encoding: Sequence[tuple[int, int] | None]) -> bool:
+        """The same of a whole network."""
+        return str(tuple(encoding)) in self.slow
 
     def raw(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> float:
         """Latency of a block's probe in ms, before correction.

@@ -2,10 +2,13 @@
 
 The first line is the header (what was measured, on what). Then one line an entry:
 
-    {"kind": "block", "block": {…}, "in_channels": 32, "in_size": [8, 8], "ms": 0.0042, "slow": false, …}
+    {"kind": "block", "block": {…}, "in_channels": 32, "in_size": [8, 8], "ms": 0.0042, "seconds": 0.06, …}
     {"kind": "fixed", "part": "stem", "ms": 0.0051, …}
     {"kind": "network", "encoding": [[0, 64], null, …], "ms": 0.0935, …}
     {"kind": "correction", "scale": 1.02, …}
+
+``seconds``: time that was asked for; ``slow``: whether the processor was. A correction counts where no other line
+follows it: otherwise the table is being built.
 
 An interrupted append leaves a last line that is cut short: it is dropped, and cut off before the next append.
 """

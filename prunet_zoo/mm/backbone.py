@@ -15,6 +15,7 @@ from mmengine.runner import CheckpointLoader
 from prunet_zoo.errors import CheckpointError, PrunetError, SpecError
 from prunet_zoo.mm.scheme import fit_names, local_file
 from prunet_zoo.models import PruNetBackbone, load_state, load_weights
+from prunet_zoo.models.weights import check_form
 from prunet_zoo.registry import MODELS, register
 from prunet_zoo.spec import NetSpec
 from prunet_zoo.zoo.index import find_model, is_zoo
@@ -68,6 +69,8 @@ class StrictBackbone(BaseModule):
 class PruNet(PruNetBackbone, StrictBackbone):
     """`PruNetBackbone` with MMEngine's ``init_cfg``. Image (B, 3, H, W) → tuple of maps, one for each of out_indices.
 
+    ``detector.backbone.switch_to_deploy()`` folds rep blocks for deployment, see `PruNetBackbone.switch_to_deploy`.
+
     Args:
         arch: listed name, path of a spec (``.json``) or of weights, dict or `NetSpec`. Of a weights file
             (``.safetensors``, spec inside, or ``prunet://NAME``) the backbone's weights are loaded too, unless
@@ -105,6 +108,7 @@ class PruNet(PruNetBackbone, StrictBackbone):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Also take a classifier's names (``load_checkpoint(backbone, 'prunet://prunet_p0')``)."""
+        check_form(self, state_dict, [prefix + other for other in ("", "backbone.", "net.")])
         fit_names(state_dict, prefix, self, own="")
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -76,10 +76,10 @@ def check_batches(runner: Runner) -> None:
 
 
 def check_classes(runner: Runner, training: bool = True) -> None:
-    """See that a classifier, or a super-network, has as many classes as each of its data sets. Detectors pass.
+    """See that a classifier, or what is searched in, has as many classes as each of its data sets. Detectors pass.
 
     Args:
-        runner: of a `PruNetClassifier` or `SuperNetClassifier`.
+        runner: of a `PruNetClassifier` or `SearchModel`.
         training: look at the data for training and validation, else at that for testing.
 
     Raises:
@@ -104,7 +104,7 @@ def check_classes(runner: Runner, training: bool = True) -> None:
 
 def _model_classes(model: Any) -> int | None:
     """Classes of our own models; None for others."""
-    for name in ("net", "supernet"):
+    for name in ("net", "searched"):
         net = getattr(model, name, None)
         for owner in (net, getattr(net, "space", None)):
             if isinstance(getattr(owner, "num_classes", None), int):

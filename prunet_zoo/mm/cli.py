@@ -31,6 +31,22 @@ class ConfigError(PrunetError, ValueError):
     """A config file is missing or broken, or an option does not fit it."""
 
 
+class ConfigOptions(DictAction):
+    """mmdet's KEY=VALUE options, wrong ones told as a `ConfigError`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        name = option_string or "--cfg-options"
+        for text in values or ():
+            if not text.partition("=")[0] or "=" not in text:
+                raise ConfigError(f"{name} takes KEY=VALUE, got {text!r}")
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:  # brackets that are not closed
+            raise ConfigError(f"{name} {' '.join(values)}: {_first_line(error)}") from None
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, training: bool = True) -> argparse.ArgumentParser:
     """Add CONFIG and mmdet's flags; with ``training`` also --resume, --amp, --auto-scale-lr and --seed."""
     parser.add_argument("config", metavar="CONFIG", help="config file (configs/...)")
@@ -41,7 +57,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, training: bool = True)
         parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate to the batch size")
         parser.add_argument("--seed", type=int, metavar="N", help="of every random number; default 0 or the config's")
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change values of the config"
+        "--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE", help="change values of the config"
     )
     parser.add_argument(
         "--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="who started the processes"

@@ -26,7 +26,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
 from prunet_zoo.errors import PrunetError
-from prunet_zoo.mm.supernet_model import average_buffers
+from prunet_zoo.mm.search_model import average_buffers
 from prunet_zoo.registry import HOOKS, MODEL_WRAPPERS, register
 
 T = TypeVar("T")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmengine.runner import Runner
 
 from prunet_zoo.errors import CheckpointError
 from prunet_zoo.mm.search_loop import RESULT_FILES, TRIALS_FILE, SearchLoop
+from prunet_zoo.mm.search_services import FOLDER
 from prunet_zoo.registry import HOOKS, RUNNERS, register
 from prunet_zoo.supernet import drop_parameters
 
@@ -30,13 +32,14 @@ class SearchStateHook(Hook):
         if is_main_process() and not runner._resume:
             for name in (*RESULT_FILES, TRIALS_FILE):
                 (Path(runner.work_dir) / name).unlink(missing_ok=True)
+            shutil.rmtree(Path(runner.work_dir) / FOLDER, ignore_errors=True)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the loop's state."""
         checkpoint["search"] = runner.train_loop.state_dict()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Prune the super-network to the checkpoint's structure, and see that every tensor will find its place."""
+        """Prune the network to the checkpoint's structure, and see that every tensor will find its place."""
         if "search" not in checkpoint:
             raise CheckpointError(
                 "this checkpoint is not one of a search; start without --resume or give another --work-dir"
@@ -45,14 +48,12 @@ class SearchStateHook(Hook):
         have, want = set(checkpoint["state_dict"]), set(runner.model.state_dict())
         if have != want:
             odd = sorted(have ^ want)
-            raise CheckpointError(
-                f"the checkpoint's super-network differs in {len(odd)} tensors: {', '.join(odd[:4])}, …"
-            )
+            raise CheckpointError(f"the checkpoint's network differs in {len(odd)} tensors: {', '.join(odd[:4])}, …")
 
 
 @register(RUNNERS)
 class SuperNetRunner(Runner):
-    """Runs a `SearchLoop`: binds strategy and cost, keeps logits from the weights' optimiser, writes the result.
+    """Runs a `SearchLoop`: binds strategy and cost, keeps logits and masks from the weights' optimiser, writes results.
 
     ``train()`` ends with ``spec.json``, ``weights.safetensors``, ``report.json`` and ``report.html`` in the work
     directory.
@@ -62,17 +63,17 @@ class SuperNetRunner(Runner):
         """Nothing: MMEngine calls this when a runner is made, `SearchStateHook` writes the config when it starts."""
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        """Move the model to the device; see `SuperNetClassifier` for why there is no DDP wrapper."""
+        """Move the model to the device; see `SearchModel` for why there is no DDP wrapper."""
         return model.to(get_device())
 
     def build_optim_wrapper(self, optim_wrapper: dict[str, Any] | OptimWrapper) -> OptimWrapper:
         """Build the weights' optimiser; architecture parameters belong to the strategy's own."""
         wrapper = super().build_optim_wrapper(optim_wrapper)
-        drop_parameters(wrapper.optimizer, self.model.supernet.arch_parameters())
+        drop_parameters(wrapper.optimizer, self.model.searched.arch_parameters())
         return wrapper
 
     def train(self) -> nn.Module:
-        """Search; returns the super-network as it stands at the end."""
+        """Search; returns the model as it stands at the end."""
         from prunet_zoo.mm.search_result import write_result  # pictures and backends: not with `import prunet_zoo`
 
         configured: dict[str, Any] = self._train_loop

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.mm.cli import ConfigError
@@ -89,9 +91,24 @@ def _search(cfg: Config) -> dict[str, Any]:
 
 
 def _finished(cfg: Config) -> dict[str, Any]:
-    """The report in the work directory, empty where a search (or the verification that is asked for) is not done."""
+    """The report in the work directory, empty where a search (or the verification that is asked for) is not done.
+
+    A network whose weights were trained on after the decision stays the one that was decided.
+    """
     work_dir = Path(cfg.work_dir)
     if not all((work_dir / name).is_file() for name in RESULT_FILES):
         return {}
     report = dict(json.loads((work_dir / "report.json").read_text(encoding="utf-8")))
-    return report if "status" in report and report["verify"] >= cfg.train_cfg.get("verify", TRIES) else {}
+    if "status" not in report:
+        return {}
+    if report["verify"] >= cfg.train_cfg.get("verify", TRIES):
+        return report
+    if report.get("decided_epoch", 0) >= report.get("epochs", 0):
+        return {}
+    print_log(
+        f"the network in {work_dir} was decided with --verify {report['verify']} and trained on since; to try more "
+        "networks, search again in another --work-dir",
+        "current",
+        logging.WARNING,
+    )
+    return report

@@ -1,37 +1,42 @@
-"""SearchLoop: alternates weight steps and architecture steps, prunes after every epoch, keeps the history."""
+"""SearchLoop: drives a search strategy through the epochs, lets it decide, keeps the history."""
 
 from __future__ import annotations
 
-import inspect
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from mmengine.dist import barrier, is_main_process
-from mmengine.runner import Runner
+from mmengine.dist import barrier, broadcast_object_list, is_main_process
+from mmengine.runner import Runner, set_random_seed
 from torch.utils.data import DataLoader
 
 from prunet_zoo.errors import DataError, TrainingError
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.epoch_loop import ResumableEpochLoop, skip_batches
-from prunet_zoo.mm.supernet_model import SuperNetClassifier, average_buffers, average_gradients
-from prunet_zoo.registry import LOOPS, TASK_UTILS, register
-from prunet_zoo.search import Cost, SearchStrategy, TieredPruning
+from prunet_zoo.mm.rng import rng_state, set_rng_state
+from prunet_zoo.mm.search_history import History, peak_memory_mb, reset_peak_memory, state_mb
+from prunet_zoo.mm.search_model import SearchModel, average_buffers, average_gradients, is_alone, send_tensors
+from prunet_zoo.mm.search_services import make_services
+from prunet_zoo.mm.search_stop import keep_before_long_work, stop_if_asked
+from prunet_zoo.mm.strategies import build_strategy, check_fit
+from prunet_zoo.registry import LOOPS, register
+from prunet_zoo.search.strategy import PruneEvent, Record, SearchNet, SearchStrategy
 from prunet_zoo.search.target import TRIES
-from prunet_zoo.supernet import SuperNet, drop_parameters
+from prunet_zoo.supernet import drop_parameters
 
-register(TASK_UTILS)(TieredPruning)
+if TYPE_CHECKING:
+    from prunet_zoo.cost import Cost
+    from prunet_zoo.mm.search_choice import Chosen
 
 TRIALS_FILE = "latency_trials.json"
 RESULT_FILES = ("spec.json", "weights.safetensors", "report.json", "report.html")
 # of `make_cost`
 COST_FIELDS = ("type", "table", "backend", "threads", "batch", "dtype", "accelerator", "memory_format", "device")
 PREDICTOR_FIELDS = ("type", "device")
-_AVERAGED = ("loss", "acc", "arch_loss", "arch_acc")
 
 
 @register(LOOPS)
@@ -44,12 +49,16 @@ class SearchLoop(ResumableEpochLoop):
         arch_dataloader: the other part, for the architecture.
         strategy: config of a `SearchStrategy`, e.g. ``dict(type='TieredPruning', target=0.5)``.
         latency: what a network costs, see `latency_cost.make_cost`.
-        max_epochs: epochs of the search.
+        max_epochs: epochs of the search, those in which a method trains the network found included.
         val_dataloader: images for the accuracy of the network found; None: it is not evaluated.
         verify: how many networks may be measured, one after another, until one meets the target. 0 takes the table's
             word, and then the result depends on table, config and seed alone.
         recalibration_batches: training batches for the BatchNorm statistics of the network found.
         name: name of the network found; None: from space and target.
+
+    Attributes:
+        history: figures of the epochs and what was pruned.
+        chosen: the architecture found; None until it is decided.
     """
 
     def __init__(
@@ -66,14 +75,14 @@ class SearchLoop(ResumableEpochLoop):
         name: str | None = None,
     ) -> None:
         super().__init__(runner, dataloader, max_epochs)
+        self.arch_config = dict(arch_dataloader)
         self.arch_dataloader = runner.build_dataloader(arch_dataloader, seed=runner.seed)
         self.val_dataloader = runner.build_dataloader(val_dataloader, seed=runner.seed) if val_dataloader else None
-        self.strategy: SearchStrategy = _build_strategy(strategy)
+        self.strategy: SearchStrategy = build_strategy(strategy)
         self.latency_cfg = check_cost_config(latency)
         self.verify, self.recalibration_batches, self.name = verify, recalibration_batches, name
-        self.history: list[dict[str, Any]] = []
-        self.events: list[dict[str, Any]] = []
-        self._totals, self._elapsed = dict.fromkeys(_AVERAGED, 0.0), 0.0
+        self.history = History()
+        self.chosen: Chosen | None = None
         loaders = (self.dataloader, self.arch_dataloader, self.val_dataloader)
         seen = {_content(loader) for loader in loaders if loader is not None}
         if len(seen) > 1:
@@ -86,13 +95,22 @@ class SearchLoop(ResumableEpochLoop):
                 raise DataError(
                     f"the {part} part of the training images gives no batch; lower batch_size or add images"
                 )
-        if not isinstance(runner.model, SuperNetClassifier):
-            raise TypeError(f"SearchLoop needs a SuperNetClassifier as model, got {type(runner.model).__name__}")
+        self.model: SearchModel = check_fit(self.strategy, runner.model)
 
     @property
-    def supernet(self) -> SuperNet:
-        """The super-network."""
-        return self.runner.model.supernet
+    def searched(self) -> SearchNet:
+        """What the strategy searches in."""
+        return self.model.searched
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The same, as a module."""
+        return self.model.searched  # type: ignore[return-value]
+
+    @property
+    def data_name(self) -> str:
+        """What the images are called: their folder's name, or the kind of data."""
+        return Path(_content(self.dataloader)[0]).name
 
     def prepare(self) -> None:
         """Load or measure the latency table and bind the strategy (before weights are loaded or resumed)."""
@@ -100,17 +118,40 @@ class SearchLoop(ResumableEpochLoop):
 
         if not is_main_process():
             barrier()  # the first process measures the table, the others read it
-        self.cost: Cost = make_cost(self.supernet.space, self.runner.work_dir, **self.latency_cfg)
+        self.cost: Cost = make_cost(self.searched.space, self.runner.work_dir, **self.latency_cfg)
         if is_main_process():
             barrier()
-        self.strategy.setup(self.supernet, self.cost, self.max_epochs, self.runner.seed, len(self.dataloader))
+        loaders = (self.dataloader, self.arch_dataloader, self.arch_config)
+        services = make_services(self.model, *loaders, self._measure(), self.runner.work_dir, self._tell)
+        bound = (self.searched, self.cost, self.max_epochs, self.runner.seed, len(self.dataloader), services)
+        self.strategy.setup(*bound)
+        self.model.penalty = self.strategy.penalty
+
+    def _measure(self) -> Any:
+        """Measures a network as the cost was; None where the device is not at hand, or the table's word is taken."""
+        from prunet_zoo.mm import search_choice
+
+        source = self.cost.describe()
+        if not self.verify or search_choice.why_not_measured(source) is not None:
+            return None
+
+        def measure(network: Any) -> Record:
+            return search_choice.measure_like(network, source)
+
+        return measure
+
+    def _tell(self, line: str) -> None:
+        self.runner.logger.info(line)
+        stop_if_asked(self.runner)
 
     def run_epoch(self) -> None:
-        """One epoch, or what is left of it: a weight step a batch, after the warm-up each followed by one on θ."""
+        """One epoch, or what is left of it: a weight step a batch, and what the strategy does after each."""
         runner, done = self.runner, self._iter - self._epoch * len(self.dataloader)
+        decided_before = self.strategy.decision_epoch
+        if self.chosen is None and decided_before is not None and self._epoch >= decided_before:
+            self.decide()
         with_arch = self.strategy.wants_arch_step(self._epoch)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        reset_peak_memory()
         self.strategy.start_epoch(self._epoch)
         runner.call_hook("before_train_epoch")
         runner.model.train()
@@ -122,26 +163,65 @@ class SearchLoop(ResumableEpochLoop):
             outputs = _floats(runner.model.train_step(batch, runner.optim_wrapper))
             if with_arch:
                 outputs |= self._arch_step(next(arch_batches))
-            for key in _AVERAGED:
-                self._totals[key] += outputs.get(key, 0.0)
+            self._note_pruned(*self.strategy.after_weight_step())
+            self.history.add_step(outputs, time.perf_counter() - started)
             outputs |= self.strategy.status()
             runner.message_hub.update_info("progress", self._state_line(outputs))
-            self._elapsed += time.perf_counter() - started
             runner.call_hook("after_train_iter", batch_idx=index, data_batch=batch, outputs=outputs)
             self._iter += 1
         self._close_epoch(with_arch)
         runner.call_hook("after_train_epoch")
         self._epoch += 1
 
+    def decide(self) -> Chosen:
+        """Let the strategy explore, choose the architecture and make the strategy adopt it, once for all.
+
+        Random numbers are the seed's own here, and afterwards what they were before: a run that is stopped in here and
+        resumed goes on with the same figures.
+        """
+        from prunet_zoo.mm.search_choice import Chosen, choose
+
+        if self.chosen is not None:
+            return self.chosen
+        trains_on = self.strategy.decision_epoch is not None
+        if trains_on:
+            keep_before_long_work(self.runner)
+        outside, training = rng_state(), self.runner.model.training
+        set_random_seed(self.runner.seed or 0)
+        box: list[Any] = [None, None]
+        if is_main_process():
+            reset_peak_memory()
+            started = time.perf_counter()
+            self.strategy.explore()
+            path = Path(self.runner.work_dir) / TRIALS_FILE
+            chosen = choose(self, path, self._tell)
+            seconds = time.perf_counter() - started
+            # what earlier runs spent before they were stopped is known to the method's files alone
+            seconds = max(seconds, float(self.strategy.details().get("seconds", 0.0)))
+            peak = peak_memory_mb()
+            chosen = replace(chosen, verify=self.verify, epoch=self._epoch, seconds=seconds, peak_mb=peak)
+            box = [chosen.to_dict(), self.strategy.state_dict() if trains_on and not is_alone() else None]
+        broadcast_object_list(box)
+        if box[1] is not None and not is_main_process():
+            self.forget(self.strategy.load_state_dict(box[1]))
+        self.chosen = Chosen.from_dict(box[0])
+        self.strategy.adopt(self.chosen.encoding)
+        send_tensors(self.module)
+        self.runner.model.train(training)
+        set_rng_state(outside)
+        if self._epoch < self.max_epochs:
+            self.runner.logger.info(f"decided: {self.chosen.status}; the network found is trained on")
+        return self.chosen
+
     def _arch_step(self, batch: Any) -> dict[str, float]:
-        model, seen = self.runner.model, {}
+        seen: dict[str, Any] = {}
         amp = hasattr(self.runner.optim_wrapper, "loss_scaler")
-        device = next(model.parameters()).device.type
+        device = next(self.model.parameters()).device.type
 
         def loss() -> torch.Tensor:
             # bfloat16 has float32's range, so the tiny gradients of the logits need no loss scaling
             with torch.autocast(device, dtype=torch.bfloat16, enabled=amp):
-                value, seen["acc"] = model.arch_loss(batch)
+                value, seen["acc"] = self.model.arch_loss(batch)
             return value
 
         figures = self.strategy.arch_step(loss, average_gradients)
@@ -174,65 +254,58 @@ class SearchLoop(ResumableEpochLoop):
         skip_batches(loader, skip)
         return chain(start(first), first)
 
-    @staticmethod
-    def _state_line(outputs: dict[str, float]) -> str:
+    def _state_line(self, outputs: dict[str, float]) -> str:
         acc = outputs.get("arch_acc", outputs["acc"])
         return (
-            f"expected {outputs['expected']:.4g} of {outputs['target']:.4g}, {outputs['candidates']:.0f} candidates, "
-            f"depth {outputs['depth']:.0f}, acc {acc:.0f}%"
+            f"expected {outputs['expected']:.4g} of {outputs['target']:.4g} {self.cost.unit}, "
+            f"{outputs['candidates']:.0f} candidates, depth {outputs['depth']:.0f}, acc {acc:.0f}%"
         )
 
     def _close_epoch(self, with_arch: bool) -> None:
-        average_buffers(self.supernet)
-        events, gone = self.strategy.end_epoch(self._epoch)
+        started = time.perf_counter()
+        average_buffers(self.module)
+        self._note_pruned(*self.strategy.end_epoch(self._epoch))
+        self.history.seconds += time.perf_counter() - started
+        figures = {
+            "state_mb": state_mb(self.module, self.runner.optim_wrapper.optimizer),
+            "peak_mb": peak_memory_mb(),
+            "arch": with_arch,
+            **self.strategy.status(),
+            "widths": [choice[1] if choice else 0 for choice in self.searched.best()],
+        }
+        self.history.close_epoch(self._epoch, len(self.dataloader), figures)
+
+    def _note_pruned(self, events: list[PruneEvent], gone: list[torch.nn.Parameter]) -> None:
         self.forget(gone)
-        self.events += [event.to_dict() for event in events]
-        for event in events:
-            self.runner.logger.info(
-                f"pruned {event.kind} in layer {event.layer}: {event.what} (probability {event.probability:.3f})"
-            )
-        steps = len(self.dataloader)
-        means = {k: v / steps for k, v in self._totals.items() if with_arch or not k.startswith("arch")}
-        self.history.append(
-            {
-                "epoch": self._epoch + 1,
-                "seconds": self._elapsed,
-                "steps_per_s": steps / self._elapsed,
-                "state_mb": state_mb(self.supernet, self.runner.optim_wrapper.optimizer),
-                "peak_mb": peak_memory_mb(),
-                "arch": with_arch,
-                **means,
-                **self.strategy.status(),
-                "widths": [choice[1] if choice else 0 for choice in self.supernet.best()],
-            }
-        )
-        self._totals, self._elapsed = dict.fromkeys(_AVERAGED, 0.0), 0.0
+        for line in self.history.add_events(events):
+            self.runner.logger.info(line)
 
     def forget(self, gone: list[torch.nn.Parameter]) -> None:
         """Make the weights' optimiser drop parameters that were pruned, with their state."""
-        drop_parameters(self.runner.optim_wrapper.optimizer, gone)
+        if gone:
+            drop_parameters(self.runner.optim_wrapper.optimizer, gone)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beyond weights and optimiser."""
         return {
             "strategy": self.strategy.state_dict(),
             "cost": self.cost.hash,
-            "history": self.history,
-            "events": self.events,
-            "totals": self._totals,
-            "elapsed": self._elapsed,
+            "history": self.history.state_dict(),
+            "chosen": None if self.chosen is None else self.chosen.to_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Give the fresh super-network the structure of the checkpoint; weights and optimiser are loaded after this."""
+        """Give the fresh network the structure of the checkpoint; weights and optimiser are loaded after this."""
+        from prunet_zoo.mm.search_choice import Chosen
+
         if state["cost"] != self.cost.hash:
             raise TrainingError(
                 f"the search in {self.runner.work_dir} was run with other latencies than those given now; "
                 "give the table that it was started with, or start anew in another --work-dir"
             )
         self.forget(self.strategy.load_state_dict(state["strategy"]))
-        self.history, self.events = list(state["history"]), list(state["events"])
-        self._totals, self._elapsed = dict(state["totals"]), state["elapsed"]
+        self.history.load_state_dict(state["history"])
+        self.chosen = None if state["chosen"] is None else Chosen.from_dict(state["chosen"])
 
 
 def _content(loader: DataLoader[Any]) -> tuple[str, int]:
@@ -240,17 +313,6 @@ def _content(loader: DataLoader[Any]) -> tuple[str, int]:
     dataset = loader.dataset
     root = getattr(getattr(dataset, "data", None), "root", type(dataset).__name__)
     return str(root), len(getattr(dataset, "metainfo", {}).get("classes", ()))
-
-
-def _build_strategy(config: dict[str, Any]) -> SearchStrategy:
-    cls = TASK_UTILS.get(config.get("type", ""))
-    if cls is None:
-        raise ConfigError(f"train_cfg.strategy.type {config.get('type')!r} is not a registered strategy")
-    known = set(inspect.signature(cls).parameters)
-    if not set(config) - {"type"} <= known:
-        odd = ", ".join(sorted(set(config) - {"type"} - known))
-        raise ConfigError(f"train_cfg.strategy does not take {odd}; {cls.__name__} takes {', '.join(sorted(known))}")
-    return TASK_UTILS.build(dict(config))
 
 
 def check_cost_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -269,19 +331,3 @@ def check_cost_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _floats(figures: dict[str, Any]) -> dict[str, float]:
     return {k: float(v.detach() if isinstance(v, torch.Tensor) else v) for k, v in figures.items()}
-
-
-def state_mb(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
-    """Memory in MB that weights, buffers, gradients and the optimiser's moments hold: what pruning gives back."""
-    tensors = [*module.parameters(), *module.buffers()]
-    tensors += [p.grad for p in module.parameters() if p.grad is not None]
-    tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors) / 2**20
-
-
-def peak_memory_mb() -> float:
-    """Peak memory in MB: of the GPU in this epoch where there is one, else the process's resident maximum so far."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunet_zoo.errors import SpecError
-from prunet_zoo.models.blocks import build_stages
+from prunet_zoo.models.blocks import build_stages, switch_to_deploy
 from prunet_zoo.models.layers import init_weights, make_norm_factory
 from prunet_zoo.models.recompute import recompute
 from prunet_zoo.models.weights import load_weights, read_weights_spec
@@ -88,6 +88,17 @@ class PruNetBackbone(nn.Module):
                 if (s, i) in self._taps:
                     outs.append(x)
         return tuple(outs)
+
+    def switch_to_deploy(self) -> PruNetBackbone:
+        """Fold the branches of every rep block into one convolution, in place; returns the backbone.
+
+        What it computes in eval mode stays, up to rounding. A second call changes nothing. Weights are loaded before.
+
+        Raises:
+            SpecError: the norms are no BatchNorm.
+        """
+        switch_to_deploy(self)
+        return self
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:

@@ -1,4 +1,4 @@
-"""The blocks of a `BlockSpec`: conv, irb, fused_irb; and the stages made of them."""
+"""The blocks of a `BlockSpec`: conv, irb, fused_irb, rep; and the stages made of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from timm.layers import DropPath
 from torch import nn
 
 from prunet_zoo.models.layers import ConvNormAct, NormFactory, SqueezeExcite
+from prunet_zoo.models.rep import RepBlock, slice_rep, switch_to_deploy
 from prunet_zoo.spec import BlockSpec, NetSpec
+
+__all__ = [
+    "ConvBlock",
+    "FusedInvertedResidual",
+    "InvertedResidual",
+    "RepBlock",
+    "build_block",
+    "build_stages",
+    "slice_rep",
+    "switch_to_deploy",
+]
 
 
 class ConvBlock(nn.Module):
@@ -85,6 +97,8 @@ def build_block(
     eps = eps if spec.bn_eps is None else spec.bn_eps
     if spec.type == "conv":
         return ConvBlock(spec, in_channels, eps, norm)
+    if spec.type == "rep":
+        return RepBlock(spec, in_channels, eps, norm)
     block = InvertedResidual if spec.type == "irb" else FusedInvertedResidual
     return block(spec, in_channels, eps, norm, drop_path)
 

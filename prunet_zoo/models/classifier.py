@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from prunet_zoo.errors import SpecError
-from prunet_zoo.models.blocks import build_stages
+from prunet_zoo.models.blocks import build_stages, switch_to_deploy
 from prunet_zoo.models.layers import ConvNormAct, NormFactory, PooledHead, init_weights
 from prunet_zoo.spec import NetSpec, load_spec
 
@@ -115,6 +115,12 @@ class PruNetClassifier(nn.Module):
         self.spec, self.num_classes = spec, num_classes
         self.classifier = self._make_classifier().to(device=like.device, dtype=like.dtype).train(self.training)
         init_weights(self.classifier)
+
+    @torch.jit.ignore
+    def switch_to_deploy(self) -> PruNetClassifier:
+        """Fold the branches of every rep block, see `PruNetBackbone.switch_to_deploy`."""
+        switch_to_deploy(self)
+        return self
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -17,15 +17,17 @@ from torch import nn
 from prunet_zoo.errors import CheckpointError, few
 from prunet_zoo.files import write_atomic
 from prunet_zoo.metadata import read_metadata
-from prunet_zoo.spec import NetSpec
+from prunet_zoo.models.rep import RepBlock, misfit_of_form
+from prunet_zoo.spec import Frozen, NetSpec
 
 _CONVERT = "python tools/convert.py SRC --arch NAME --out OUT"
 # wrappers that put their attribute's name before every key: MMEngine's classifier and detectors, DDP
 _PREFIXES = ("", "net.", "backbone.", "module.", "module.net.", "module.backbone.", "model.")
 
 
-def save_weights(path: str | Path, state: Mapping[str, torch.Tensor], spec: NetSpec, **meta: Any) -> None:
-    """Write ``state`` to a safetensors file with ``spec`` (and any further ``meta``) in its metadata."""
+def save_weights(path: str | Path, state: Mapping[str, torch.Tensor], spec: Frozen, **meta: Any) -> None:
+    """Write ``state`` to a safetensors file with ``spec``, a `NetSpec` or `PrunedSpec`, and any further ``meta`` in its
+    metadata."""
     header = {"format": "pt", "spec": json.dumps(spec.to_dict()), **{k: json.dumps(v) for k, v in meta.items()}}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
     write_atomic(path, _sorted_header(safetensors_bytes(tensors, header)))
@@ -92,7 +94,13 @@ def read_weights_spec(path: str | Path) -> NetSpec:
     if "spec" not in meta:
         raise CheckpointError(f"weights file {path} carries no spec; give the spec's JSON as arch and this as weights")
     try:
-        return NetSpec.from_dict(json.loads(meta["spec"]))
+        data = json.loads(meta["spec"])
+        other = NetSpec.of_another_kind(data) if isinstance(data, dict) else None
+        if other is not None:
+            raise CheckpointError(f"the spec in weights file {path} {other}")
+        return NetSpec.from_dict(data)
+    except CheckpointError:
+        raise
     except ValueError as error:  # JSONDecodeError and SpecError
         raise CheckpointError(f"weights file {path} carries a damaged spec: {error}") from None
 
@@ -158,6 +166,8 @@ def load_weights(
     prefixes = _PREFIXES if prefix is None else (prefix,)
     found = max(prefixes, key=lambda p: sum(p + name in state for name in wanted))
     there = {name: state[found + name] for name in wanted if found + name in state}
+    if len(there) < len(wanted):
+        check_form(model, state, prefixes, origin)
     if not there:
         tried = " or ".join(repr(p) for p in prefixes)
         advice = advise_published(state)
@@ -174,3 +184,23 @@ def load_weights(
         raise CheckpointError(f"{origin} does not fit ({len(wrong)} tensors of another shape): {shown}")
     model.load_state_dict(there, strict=not skip)
     return list(wanted)
+
+
+def check_form(
+    model: nn.Module, names: Iterable[str], prefixes: Iterable[str] = _PREFIXES, origin: str | Path = "the checkpoint"
+) -> None:
+    """Raise `CheckpointError` where rep blocks are deployed in the network and not in the weights, or the reverse.
+
+    Args:
+        model: the network.
+        names: of the tensors that are to be loaded.
+        prefixes: what may stand before the network's own names.
+        origin: where the tensors are from.
+    """
+    names = set(names)
+    for name, module in model.named_modules():
+        if isinstance(module, RepBlock):
+            for prefix in prefixes:
+                reason = misfit_of_form(module, names, f"{prefix}{name}.")
+                if reason is not None:
+                    raise CheckpointError(f"{origin} does not fit: {reason}")

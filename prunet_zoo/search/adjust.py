@@ -40,7 +40,9 @@ def adjust_widths(
 
     Raises:
         LatencyError: no combination reaches the interval.
+        SpecError: the space is not additive.
     """
+    space.require_additive("width adjustment")
     fixed = cost.fixed(space)
     budget, lowest = target - fixed, share * target - fixed
     groups = [_width_options(space, cost, i, choice, target, price) for i, choice in enumerate(found)]

@@ -62,3 +62,10 @@ def grouped_knapsack(
         chosen[g] = int(picks[g, at])
         at -= int(steps[g][chosen[g]])
     return chosen
+
+
+def best_in_interval(groups: Sequence[Sequence[Option]], budget: float, lowest: float) -> list[int] | None:
+    """`grouped_knapsack` whose pick truly costs more than ``lowest``: it reckons with costs up to a bin too high."""
+    bins = 8192
+    slack = len(groups) / bins * budget
+    return grouped_knapsack(groups, budget, max(0.0, lowest + slack), bins)

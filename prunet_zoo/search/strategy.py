@@ -4,7 +4,7 @@ A loop does, for every epoch::
 
     if epoch == strategy.decision_epoch:       # methods that train on after the architecture is found
         strategy.explore()                     # long work of the method's own, with `Services`
-        strategy.adopt(encoding)               # the network that `finish` proposed and that met the target
+        strategy.adopt(encoding)               # that of `measured_choice`, or of `finish` once it met the target
     strategy.start_epoch(epoch)
     for batch in training_part:
         strategy.before_weight_step()          # chooses what the forward pass executes
@@ -14,7 +14,8 @@ A loop does, for every epoch::
         events, gone = strategy.after_weight_step()
     events, gone = strategy.end_epoch(epoch)   # the optimiser of the weights forgets the parameters in ``gone``
 
-and at the end (or at ``decision_epoch``) ``strategy.finish()`` gives the architecture.
+and at the end (or at ``decision_epoch``) ``strategy.finish()`` gives the architecture. In several processes every one
+has a strategy of its own, and all must come to the same; `explore` runs in the first alone, the others get its state.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ class Services:
             allows.
         measure: the latency record of a network (`NetSpec`, `PrunedSpec` or module), measured as the cost was; None
             where the device is not at hand.
-        folder: the run's folder, for files of the method's own (written to a temporary name and renamed).
-        tell: called with a line of text for people.
+        folder: a folder in that of the run, for files of the method's own (written to a temporary name and renamed).
+        tell: called with a line of text for people; long work calls it where it can be stopped and resumed.
+        mean: of a figure over all processes, each of which must ask; in a single one the figure itself.
     """
 
     train: Callable[[int], Iterator[Batch]]
@@ -89,6 +91,22 @@ class Services:
     measure: Callable[[Any], Record] | None
     folder: Path
     tell: Callable[[str], None] = lambda line: None
+    mean: Callable[[float], float] = lambda figure: figure
+
+
+@dataclass(frozen=True)
+class MeasuredChoice:
+    """The architecture found by a method that has measured on the device itself.
+
+    ``record``: its latency; ``trials``: what else was measured, plain data (``predicted``, ``measured`` in ms, …);
+    ``missed``: why it does not meet the target, None when it does; ``doubt``: what there is to doubt where it does.
+    """
+
+    encoding: Encoding
+    record: Record
+    trials: tuple[dict[str, Any], ...] = ()
+    missed: str | None = None
+    doubt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +148,15 @@ class SearchStrategy(ABC):
 
     def explore(self) -> None:  # noqa: B027 (most methods have no such part)
         """Work of the method's own at ``decision_epoch``, before `finish` is asked; resumable by its own files."""
+
+    def measured_choice(self) -> MeasuredChoice | None:
+        """After `explore`: the architecture, where the method has measured it itself and nobody else need do so; None:
+        `finish` is asked."""
+        return None
+
+    def details(self) -> dict[str, Any]:
+        """What the method has to say in the report, as plain JSON data."""
+        return {}
 
     def adopt(self, encoding: Encoding) -> None:  # noqa: B027
         """The architecture is decided; the epochs that are left train its weights."""

@@ -27,11 +27,10 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from prunet_zoo.cost import Cost, choice_cost, cost_range
+from prunet_zoo.cost import Cost, cost_range, layer_costs
 from prunet_zoo.errors import LatencyError, few
 from prunet_zoo.search.adjust import LOWEST
 from prunet_zoo.space import Encoding, SearchSpace
-from prunet_zoo.spec import NetSpec
 
 TRIES = 6  # networks that are measured at most, unless the user says otherwise
 CENTRE, COMFORT = 0.98, 0.99  # of the target: what is aimed at; what a network may measure to be accepted at once
@@ -50,7 +49,7 @@ Record = dict[str, Any]
 @dataclass
 class Trial:
     """A network that is measured. ``aim``: what the table was asked for; ``predicted``: its word, in its unit;
-    ``parts``: its word for each layer."""
+    ``parts``: its word for each layer, see `layer_parts`."""
 
     encoding: Encoding
     spec_hash: str
@@ -138,7 +137,7 @@ class TargetHitter:
     """Tries networks of a space until one measures what was asked for.
 
     Args:
-        space: the search space.
+        space: the search space, or what a network that is no `NetSpec` offers in its place.
         cost: the table (or whatever predicts).
         propose: the architecture whose cost is in (share · aim, aim], called with both; `SearchStrategy.finish`.
             Raises `LatencyError` where there is none.
@@ -150,10 +149,10 @@ class TargetHitter:
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Any,
         cost: Cost,
         propose: Callable[[float, float], Encoding],
-        measure: Callable[[NetSpec, dict[str, Any]], Record],
+        measure: Callable[[Any, dict[str, Any]], Record],
         target: float,
         tries: int = TRIES,
         tell: Callable[[str], None] = lambda line: None,
@@ -240,8 +239,8 @@ class TargetHitter:
 
     def _trial(self, encoding: Encoding, aim: float) -> Trial:
         spec = self.space.decode(encoding)
-        parts = [choice_cost(self.cost, *pair) for pair in zip(self.space.layers, encoding, strict=True)]
-        return Trial(encoding, spec.hash, aim, self.cost(spec), tuple(parts))
+        predicted = self.cost(spec)
+        return Trial(encoding, spec.hash, aim, predicted, layer_parts(self.space, self.cost, encoding, predicted))
 
     def _wanted(self) -> float:
         """What the table should be asked for, as the trial that is nearest to the target has it."""
@@ -333,6 +332,20 @@ def _is_within(record: Record, target: float, highest: float) -> bool:
 
 def _off(measured: float, target: float) -> str:
     return f"{100 * abs(measured / target - 1):.1f}% {'above' if measured > target else 'under'}"
+
+
+def layer_parts(space: Any, cost: Cost, encoding: Encoding, whole: float) -> tuple[float, ...]:
+    """The cost of each layer of an encoding, in the unit of ``cost``.
+
+    In a network that is no `NetSpec` no block has a cost of its own. There all layers count alike: an L-th of the
+    network's cost, ``whole``, at a layer's greatest width, and in proportion to the width. What is wanted of it is only
+    how unlike two networks are.
+    """
+    if isinstance(space, SearchSpace):
+        return tuple(layer_costs(cost, space, encoding))
+    pairs = list(zip(space.layers, encoding, strict=True))
+    shares = [0.0 if choice is None else choice[1] / la.candidate_widths(choice[0])[-1] for la, choice in pairs]
+    return tuple(whole / len(pairs) * share for share in shares)
 
 
 def apart(a: Trial, b: Trial) -> float:

@@ -72,7 +72,7 @@ class TieredPruning(SearchStrategy):
         self.warmup, self.tau_range, self.lr = warmup, tau, lr
         self.dual_lr, self.damping, self.active = dual_lr, damping, active
         self.block_kappa, self.layer_threshold, self.settle = block_kappa, layer_threshold, settle
-        self.dual, self.tau, self.expected = 0.0, tau[0], math.nan
+        self.dual, self.tau, self.expected, self.narrowed = 0.0, tau[0], math.nan, False
 
     def setup(
         self,
@@ -84,6 +84,7 @@ class TieredPruning(SearchStrategy):
         services: Services | None = None,
     ) -> None:
         """See `SearchStrategy.setup`."""
+        supernet.space.require_additive("tiered pruning")
         if math.isnan(self.target):
             self.target = default_target(cost, supernet.space)
         check_target(cost, supernet.space, self.target)
@@ -110,8 +111,9 @@ class TieredPruning(SearchStrategy):
         span = max(1, self.epochs - self.warmup_epochs - 1)
         share = min(1.0, max(0.0, (epoch - self.warmup_epochs) / span))
         self.tau = first * (last / first) ** share
-        if epoch == self.narrow_epoch:
+        if epoch >= self.narrow_epoch and not self.narrowed:
             self._narrow_windows()
+            self.narrowed = True  # a run that is resumed within this epoch has done it
 
     def before_weight_step(self) -> None:
         """Sample the mixture of the next step."""
@@ -220,6 +222,7 @@ class TieredPruning(SearchStrategy):
             "optimizer": self.optimizer.state_dict(),
             "dual": self.dual,
             "expected": self.expected,
+            "narrowed": self.narrowed,
             "generator": self.generator.get_state(),
         }
 
@@ -231,7 +234,7 @@ class TieredPruning(SearchStrategy):
         for li, name, block in self._windows():
             block.window.load_state_dict(saved[li, name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.dual, self.expected = state["dual"], state["expected"]
+        self.dual, self.expected, self.narrowed = state["dual"], state["expected"], state["narrowed"]
         self.generator.set_state(state["generator"])
         return gone
 

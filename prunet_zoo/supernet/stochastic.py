@@ -29,6 +29,7 @@ class StochasticLayer(nn.Module):
         candidates: the blocks left, keyed by candidate index.
         theta: one scalar logit for each option left (candidates and ``skip``).
         hard: when set, only this choice is executed; ``None`` in it is skip.
+        favoured: when set, what `best` answers: for methods that keep no θ here.
     """
 
     def __init__(self, layer: SearchLayer, eps: float, make_window: WindowFactory) -> None:
@@ -43,6 +44,7 @@ class StochasticLayer(nn.Module):
         options = [*blocks, SKIP] if layer.skip else list(blocks)
         self.theta = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in options})
         self.hard: tuple[Choice] | None = None
+        self.favoured: tuple[Choice] | None = None
         self._tau = 1.0
         self._noise: dict[str, torch.Tensor] = {}
         self._width_noise: dict[str, torch.Tensor] = {}
@@ -148,6 +150,8 @@ class StochasticLayer(nn.Module):
 
     def best(self) -> Choice:
         """The likeliest option with its window's width; None is skip."""
+        if self.favoured is not None:
+            return self.favoured[0]
         if not len(self.theta):
             return None
         p = self.probabilities().detach().cpu()

@@ -23,10 +23,14 @@ class SuperNet(nn.Module):
     Args:
         space: the search space.
         make_window: makes a candidate's `WidthWindow` from its grid; the default rule when None.
+
+    Raises:
+        SpecError: the space is not additive: its layers' input channels depend on each other's choices.
     """
 
     def __init__(self, space: SearchSpace, make_window: WindowFactory | None = None) -> None:
         super().__init__()
+        space.require_additive("a super-network")
         self.space = space
         stem = NetSpec(
             input_size=space.input_size, in_channels=space.in_channels, stages=space.stem, tail=space.tail,
@@ -89,6 +93,11 @@ class SuperNet(nn.Module):
             if choice is not None and str(choice[0]) not in layer.candidates:
                 raise SpecError(f"layer {layer.layer.index}: candidate {choice[0]} was pruned")
             layer.hard = (choice,)
+
+    def favour(self, encoding: Sequence[Choice]) -> None:
+        """Make this architecture what `best` answers."""
+        for layer, choice in zip(self.stochastic_layers(), encoding, strict=True):
+            layer.favoured = (choice,)
 
     def best(self) -> Encoding:
         """The likeliest choice of every layer."""

@@ -11,6 +11,7 @@ import torch
 from prunet_zoo.errors import PrunetError, unknown_name
 from prunet_zoo.models import PruNetBackbone, load_weights
 from prunet_zoo.models.export import ExportError, Network, Scaling
+from prunet_zoo.models.pruned import is_pruned_file, load_pruned, load_pruned_spec
 from prunet_zoo.zoo.create import create_model
 from prunet_zoo.zoo.index import Preprocess, is_zoo, load_index
 from prunet_zoo.zoo.predict import class_names, get_weights, told
@@ -31,7 +32,7 @@ def classifier_network(
 
     Args:
         arch: a listed name; ``prunet://NAME`` or a ``.safetensors`` file (with their weights); a spec's ``.json``; or
-            ``timm/NAME``.
+            ``timm/NAME``. A spec may be that of a network with channels taken out, see `PrunedSpec`.
         weights: a file with the network's weights; None and not ``pretrained``: random.
         pretrained: published weights.
         backbone: the feature maps instead of the logits.
@@ -51,6 +52,8 @@ def classifier_network(
     torch.manual_seed(0)  # random weights are the same each time
     if arch.startswith(TIMM):
         return _timm_network(arch.removeprefix(TIMM), weights, pretrained, backbone, out_indices, input_size)
+    if is_pruned_file(arch):
+        return _pruned_network(arch, weights, pretrained or backbone, input_size)
     model = create_model(arch, pretrained=pretrained)
     source = arch if is_zoo(arch) or arch.endswith(".safetensors") else f"prunet://{arch}" if pretrained else None
     if weights is not None:
@@ -76,6 +79,25 @@ def classifier_network(
     network.module = PruNetBackbone(model.spec, chosen).eval()
     load_weights(network.module, model.state_dict())
     return _as_backbone(network, [found[i].stride for i in chosen])
+
+
+def _pruned_network(arch: str, weights: str | None, refused: bool, input_size: tuple[int, int] | None) -> Network:
+    """The classifier of a `PrunedSpec`, as it is exported."""
+    if refused:
+        raise ExportError(f"{arch} is a pruned network: give --weights FILE instead of --pretrained, and no --part")
+    spec = load_pruned_spec(arch)
+    model = load_pruned(arch, None if weights is None else get_weights(weights))
+    name, about, preprocess = _known(arch, weights)
+    return Network(
+        module=model.eval(),
+        name=name or spec.name,
+        input_size=input_size or ((preprocess.input_size if preprocess else spec.input_size),) * 2,
+        channels=spec.in_channels,
+        outputs=("logits",) if spec.num_classes else ("features",),
+        weights=arch if arch.endswith(".safetensors") else weights,
+        scaling=_scaling(preprocess.mean, preprocess.std) if preprocess else None,
+        about={"task": "classification", **about, "arch": {"name": spec.name, "hash": spec.hash}},
+    )
 
 
 def _known(arch: str, weights: str | None) -> tuple[str | None, dict[str, Any], Preprocess | None]:

@@ -20,6 +20,7 @@ from PIL import Image
 from prunet_zoo.errors import CheckpointError, DataError, PrunetError, SpecError
 from prunet_zoo.metadata import read_metadata
 from prunet_zoo.models import PruNetClassifier, create_model, load_weights, read_weights_spec
+from prunet_zoo.models.pruned import is_pruned
 from prunet_zoo.spec import NetSpec, load_spec, parse
 from prunet_zoo.zoo.images import as_text, read_rgb
 from prunet_zoo.zoo.index import IMAGENET, SCHEME, ModelEntry, Preprocess, find_model, is_zoo
@@ -204,7 +205,7 @@ def told(path: str | Path) -> Told:
     spec, preprocess, classes = meta.get("spec"), meta.get("preprocess"), meta.get("classes")
     try:
         return Told(
-            None if spec is None else parse(NetSpec, spec, "spec"),
+            None if spec is None or is_pruned(spec) else parse(NetSpec, spec, "spec"),
             tuple(classes) if isinstance(classes, list) else classes,
             None if preprocess is None else parse(Preprocess, preprocess, "preprocess"),
             str(meta.get("name", Path(path).stem)),

@@ -56,6 +56,8 @@ def test_scene_keeps_its_promises(part: str, number: int, seed: int) -> None:
     for i in range(len(scene.boxes)):
         for j in range(i):
             assert scenes._overlap(tuple(scene.boxes[i]), tuple(scene.boxes[j])) <= 0.1
+    assert scene.masks.shape == (len(scene.boxes), 128, 128) and scene.masks.sum(0).max() == 1  # a pixel is one digit's
+    assert [scenes._tight_box(mask) for mask in scene.masks] == [tuple(box) for box in scene.boxes.tolist()]
     again = scenes.make_scene(part, number, params)
     assert np.array_equal(scene.image, again.image) and np.array_equal(scene.boxes, again.boxes)
 
@@ -95,7 +97,9 @@ def test_folder_is_coco_and_reproducible(tmp_path: Path) -> None:
         for image in coco.imgs.values():
             with Image.open(root / "images" / part / image["file_name"]) as file:
                 assert file.size == (image["width"], image["height"])
-            assert coco.getAnnIds(imgIds=[image["id"]])
+            ids = coco.getAnnIds(imgIds=[image["id"]])
+            masks = [coco.annToMask(annotation) for annotation in coco.loadAnns(ids)]
+            assert np.array_equal(masks, scenes.make_scene(part, image["id"], scenes.SceneParams(12, 6)).masks)
         scans[part] = {a["scan"] for a in coco.anns.values()}
     assert scans["train"].isdisjoint(scans["val"])
     other = scenes.write_scenes(tmp_path / "b", train=12, val=6)

@@ -111,6 +111,8 @@ def test_the_name_of_the_gpu_comes_from_nvidia_smi(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpu_name() == "Tesla V100-SXM2-16GB"
+    for name in ("torch", "torch-compile", "cuda-graph"):  # told before a setting is checked: no traceback of torch's
+        assert get_backend(name).device_name("cuda") == "Tesla V100-SXM2-16GB"
     program.write_text(f"#!{sys.executable}\n")
     with pytest.raises(LatencyError, match="nvidia-smi names none"):
         gpu_name()

@@ -287,6 +287,49 @@ def test_a_latency_table_serves_too(tmp_path, space, make_backend, effort):
     assert predicted[0] < predicted[1]
 
 
+def test_networks_measured_on_a_slow_processor_are_left_out(tmp_path, space, make_backend, effort):
+    path = tmp_path / "table.jsonl"
+    build_table(space, path, backend=make_backend(), effort=effort)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    encodings = list(dict.fromkeys(json.dumps(row["encoding"]) for row in rows if row["kind"] == "network"))
+
+    def mark(slow):
+        marked = [{**r, "slow": json.dumps(r["encoding"]) in slow} if r["kind"] == "network" else r for r in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in marked))
+
+    mark(encodings[:1])
+    measured = read_measurements(path)
+    assert len(measured.observations) == len(encodings) - 1
+    assert measured.skipped == {"measured on a slow processor": 1}
+    mark(encodings)
+    with pytest.raises(LatencyError, match=r"was slow whenever networks .* run the command that built it again"):
+        read_measurements(path)
+
+
+def test_the_memory_format_is_kept_and_told(tool, log, tmp_path, capsys):
+    path, out = tmp_path / "last.jsonl", tmp_path / "mine.json"
+    for spec in networks(4):
+        append_record(path, record(spec, 1.0, memory_format="channels_last"))
+    assert tool.main(["fit", str(path), "--out", str(out)]) == 0
+    predictor = Predictor.load(out)
+    assert predictor.model.memory_format == predictor.describe()["memory_format"] == "channels_last"
+    capsys.readouterr()
+    assert tool.main(["predict", "prunet_p0", "--device", str(out)]) == 0
+    assert ", channels_last, " in capsys.readouterr().out
+    data = json.loads(out.read_text())
+    del data["memory_format"]  # as files were before
+    out.write_text(json.dumps(data))
+    assert Predictor.load(out).model.memory_format == "contiguous"
+
+
+def test_missing_records_are_told_where_the_predictor_exists(tool, log, tmp_path, capsys):
+    out = tmp_path / "mine.json"
+    assert tool.main(["fit", str(log), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert status(tool, ["fit", str(tmp_path / "none.jsonl"), "--out", str(out)]) == 2
+    assert "none.jsonl cannot be read" in capsys.readouterr().err
+
+
 def test_a_table_without_networks_is_refused(tmp_path, space, make_backend, effort):
     path = tmp_path / "table.jsonl"
     build_table(space, path, backend=make_backend(), effort=effort)

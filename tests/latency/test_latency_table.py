@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -300,12 +301,127 @@ def test_of_what_was_measured_twice_the_lower_latency_counts(space, make_backend
     before = [table(s) for s in _samples(space)], table.hash
     rows = [json.loads(line) for line in table_file.read_text().splitlines()]
     slower = [{**row, "ms": 1.5 * row["ms"]} for row in rows if row["kind"] in ("block", "fixed", "network")]
-    table.add(slower)
+    table.add([*slower, rows[-1]])
     assert ([table(s) for s in _samples(space)], table.hash) == before
     table.add([{**row, "slow": True} for row in slower])
     assert table.describe()["slow"] == 0  # each was measured at full speed before
-    table.add([{**row, "ms": 0.5 * row["ms"]} for row in rows if row["kind"] == "fixed"])
+    table.add([*({**row, "ms": 0.5 * row["ms"]} for row in rows if row["kind"] == "fixed"), rows[-1]])
     assert table.fixed(space) == pytest.approx(0.5 * LatencyTable.load(table_file).fixed(space))
+
+
+def test_what_was_measured_for_longer_counts(space, make_backend, effort, table_file):
+    table = build_table(space, table_file, make_backend(), effort=effort)
+    before = table.raw(*_searchable(space)), dict(table.networks), dict(table.parts)
+    rows = [json.loads(line) for line in table_file.read_text().splitlines()]
+    last = [row for row in rows if row["kind"] in ("block", "fixed", "network")]
+    table.add([{**row, "ms": 2 * row["ms"], "seconds": 1.0} for row in last])
+    table.add([{**row, "ms": 0.1 * row["ms"], "seconds": 0.5, "slow": True} for row in last])  # had less
+    assert table.raw(*_searchable(space)) == pytest.approx(2 * before[0])
+    assert table.networks == {k: 2 * v for k, v in before[1].items()}
+    assert table.parts == {k: 2 * v for k, v in before[2].items()}
+    assert table.describe()["slow"] == 0
+    assert table.has(*_searchable(space), 1.0) and not table.has(*_searchable(space), 1.1)
+
+
+def _searchable(space):
+    last = list(space.decode(space.largest()).placed())[-1]
+    return last.block, last.in_channels, last.in_size
+
+
+def test_a_file_that_does_not_tell_its_time_is_read_and_left_as_it_is(space, make_backend, effort, table_file):
+    built = build_table(space, table_file, make_backend(), effort=effort)
+    rows = [json.loads(line) for line in table_file.read_text().splitlines()]
+    old = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    table_file.write_text("".join(json.dumps(row) + "\n" for row in old))
+    before = table_file.read_bytes()
+    assert LatencyTable.load(table_file).hash == built.hash
+    backend = make_backend()
+    build_table(space, table_file, backend, effort=replace(effort, block_seconds=1e-9, network_seconds=1e-9))
+    assert (table_file.read_bytes(), backend.prepared) == (before, [])
+
+
+@pytest.mark.parametrize("kind", ["block", "fixed", "network"])
+def test_a_correction_counts_where_no_other_line_follows_it(space, make_backend, effort, table_file, kind):
+    build_table(space, table_file, make_backend(), effort=effort)
+    rows = [json.loads(line) for line in table_file.read_text().splitlines()]
+    row = next(row for row in rows if row["kind"] == kind)
+    with table_file.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    with pytest.raises(LatencyError, match="unfinished; go on with the same command"):
+        LatencyTable.load(table_file)
+    build_table(space, table_file, make_backend(), effort=effort)
+    assert LatencyTable.load(table_file).correction is not None
+
+
+@pytest.fixture(scope="module")
+def quick_then_full(tmp_path_factory, space, make_backend, effort):
+    """The file after a quick build, and after a full one into the same; the latter's effort and predictions."""
+    path = tmp_path_factory.mktemp("both") / "table.jsonl"
+    quick = replace(effort, first_widths=3, networks=4, block_seconds=1e-9, network_seconds=1e-9)
+    full = replace(effort, first_widths=4, networks=6, block_seconds=2e-9, network_seconds=2e-9)
+    build_table(space, path, make_backend(), effort=quick)
+    first = path.read_bytes()
+    table = build_table(space, path, make_backend(), effort=full)
+    return first, path.read_bytes(), full, quick, [table(s) for s in _samples(space)]
+
+
+def test_a_full_build_measures_again_what_a_quick_one_measured(quick_then_full, space, make_backend, tmp_path):
+    first, raw, full, quick, _ = quick_then_full
+    path = tmp_path / "table.jsonl"
+    path.write_bytes(first)
+    assert set(LatencyTable.load(path).seconds.values()) == {1e-9}
+    path.write_bytes(raw)
+    table = LatencyTable.load(path)
+    assert set(table.seconds.values()) == {2e-9}
+    backend = make_backend()
+    build_table(space, path, backend, effort=full)
+    assert (backend.prepared, path.read_bytes()) == ([], raw)
+    build_table(space, path, backend, effort=quick)  # goes on with the time that it was begun with
+    assert set(LatencyTable.load(path).seconds.values()) == {2e-9}
+
+
+@settings(max_examples=12, deadline=None)
+@given(share=st.floats(0.0, 1.0))
+def test_a_full_build_after_a_quick_one_can_be_cut_anywhere(
+    tmp_path_factory, quick_then_full, space, make_backend, share
+):
+    first, raw, full, _, samples = quick_then_full
+    cut = len(first) + round(share * (len(raw) - len(first)))
+    path = tmp_path_factory.mktemp("cut") / "table.jsonl"
+    path.write_bytes(raw[:cut])
+    if raw[len(first) : cut].count(b"\n") and cut < len(raw) - 1:
+        with pytest.raises(LatencyError, match="unfinished"):
+            LatencyTable.load(path)
+    table = build_table(space, path, make_backend(), effort=full)
+    assert [table(s) for s in _samples(space)] == samples
+    assert LatencyTable.load(path).hash == table.hash
+    assert set(table.seconds.values()) == {2e-9}
+
+
+def test_the_same_command_measures_again_what_the_processor_was_slow_for(
+    space, make_backend, effort, table_file, monkeypatch
+):
+    speed = [(12.0, 20.0, 300.0)]
+    monkeypatch.setattr(References, "__call__", lambda self: self.looks.append(speed[0]) or speed[0])
+    monkeypatch.setattr(build, "recall", lambda key: (10.0, 16.0, 200.0))
+    table = build_table(space, table_file, make_backend(), effort=effort)
+    slow, names = set(table.slow), len(table.seconds)
+    assert len(slow) == names  # stem and tail too
+    finished = table_file.read_bytes()
+    speed[0] = (10.0, 16.0, 200.0)
+    build_table(space, table_file, make_backend(), effort=effort)
+    assert table_file.read_bytes() == finished  # a search that goes on keeps its table
+    cut = make_backend(fail_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        build_table(space, table_file, cut, effort=effort, repeat_slow=True)
+    assert build_table(space, table_file, make_backend(), effort=effort, repeat_slow=True).slow == set()
+    assert LatencyTable.load(table_file).slow == set()
+    # an interruption before the second chances does not cost them
+    path = table_file.with_name("cut.jsonl")
+    lines = finished.splitlines(keepends=True)
+    kinds = [json.loads(line)["kind"] for line in lines]
+    path.write_bytes(b"".join(lines[: kinds.index("network")]))
+    assert build_table(space, path, make_backend(), effort=effort).slow == set()
 
 
 def test_blocks_measured_while_the_processor_was_slow_get_a_second_chance(

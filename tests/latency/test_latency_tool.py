@@ -18,7 +18,9 @@ from prunet_zoo.cost import cost_range
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.files import WriteError
 from prunet_zoo.latency import LatencyTable, backends, build
-from prunet_zoo.latency.commands import measure
+from prunet_zoo.latency.memory import check_memory
+from prunet_zoo.latency.references import References
+from prunet_zoo.models import memory
 from prunet_zoo.space import load_space
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +107,28 @@ def test_table_then_predict(tool, fake, space, tmp_path, capsys):
             ["measure", "prunet_p0", "--batch", "1000000000"],
             "of memory are free; take a smaller --input-size or --batch",
         ),
+        (["measure", "timm/resnet18", "--batch", "1000000"], "GiB for one layer of 'timm/resnet18', "),
+        (["measure", "timm/resnet18", "--input-size", "1000000"], "of memory are free; take a smaller --input-size"),
+        (["compare", "prunet_p0", "timm/resnet18", "--batch", "1000000"], "for one layer of 'prunet_p0', "),
+        (
+            ["compare", "prunet_p0", "--backends", "torch", "onnxruntime", "--batch", "1000000"],
+            "smaller --input-size or",
+        ),
+        (
+            ["table", "prunet_cpu_small", "--out", "x.jsonl", "--batch", "1000000000"],
+            "are free; take a smaller --batch",
+        ),
+        (["report", "--out", "x", "--networks", "prunet_p0", "--batch", "1000000"], "are free; take a smaller --batch"),
+        (["report", "--out", "x", "--networks", "timm/resnet50", "--batch", "1000000"], "of 'timm/resnet50', "),
+        (
+            ["measure", "prunet_p0", "--backend", "torch", "--threads", "99999999999"],
+            "threads must be at most 1024, got",
+        ),
+        (["measure", "prunet_p0", "--threads", "99999999999"], "threads must be at most 1024, got 99999999999"),
+        (["measure", "prunet://prunet_p9"], "unknown zoo model 'prunet_p9'; did you mean"),
+        (["measure", "digits_detector"], "'digits_detector' is a detector, and classifiers are measured here"),
+        (["predict", "timm/resnet50", "--device", "v100-tensorrt-fp16"], "predict needs a network's spec, and timm/"),
+        (["fit", "none.jsonl", "--out", "mine.json"], "none.jsonl cannot be read"),
         (["table", "prunet_cpu_small", "--out", "x.jsonl", "--num-classes", "0"], "num_classes: "),
         (["table", "prunet_cpu", "--out", "x.jsonl"], "or 'prunet_cpu_small'?"),
         (["predict", "prunet_p0", "--table", "none.jsonl"], "build it: python tools/latency.py table"),
@@ -165,12 +189,76 @@ def test_a_failed_allocation_is_told_from_a_fault(tool, monkeypatch, capsys, err
 
 
 def test_memory_is_not_asked_for_where_the_system_does_not_tell(monkeypatch):
-    monkeypatch.setattr(measure, "free_memory", lambda: None)
-    measure.check_memory(load_spec("prunet_p0"), (10**6, 10**6), 1, "fp32")
-    monkeypatch.setattr(measure, "free_memory", lambda: 2 * 1024**3)
-    measure.check_memory(load_spec("prunet_p0"), (224, 224), 1, "fp32")
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
+    check_memory(load_spec("prunet_p0"), (10**6, 10**6), 1, "fp32")
+    monkeypatch.setattr(memory, "free_memory", lambda: 2 * 1024**3)
+    check_memory(load_spec("prunet_p0"), (224, 224), 1, "fp32")
     with pytest.raises(LatencyError, match=r"32×1024×1024 px needs at least .* GiB for one layer of 'prunet_p0', 2\.0"):
-        measure.check_memory(load_spec("prunet_p0"), (1024, 1024), 32, "fp32")
+        check_memory(load_spec("prunet_p0"), (1024, 1024), 32, "fp32")
+
+
+def test_the_widest_layer_of_any_network():
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.nn.Conv2d(8, 4, 1)).train()
+    assert memory.widest_layer(module, (2, 3, 16, 16)) == 2 * (3 * 16 * 16 + 8 * 8 * 8)
+    assert module.training and not module[0]._forward_hooks
+    assert memory.widest_layer(torch.nn.Linear(7, 2), (5, 3, 16, 16)) == 5 * 3 * 16 * 16  # does not run: the input
+
+
+@pytest.mark.parametrize("command", ["table", "compare", "report"])
+def test_a_failed_allocation_is_told_by_every_command(
+    tool, monkeypatch, capsys, space, tmp_path, make_backend, command
+):
+    from prunet_zoo.latency import compare_now, report
+
+    def fail(*args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    backend = make_backend()
+    backend.prepare = fail
+    for module in (build, compare_now, report):
+        monkeypatch.setattr(module, "get_backend", lambda name: backend)
+    (tmp_path / "space.json").write_text(space.to_json())
+    out = tmp_path / "out"
+    argv = {
+        "table": [str(tmp_path / "space.json"), "--out", str(out)],
+        "compare": ["prunet_p0", "prunet_p1"],
+        "report": ["--out", str(out), "--networks", "prunet_p0"],
+    }[command]
+    if command == "report":
+        monkeypatch.setattr(report, "measure_together", fail)
+    assert status(tool, [command, *argv]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "not fit into the memory of cpu; take a smaller" in line
+    assert not out.is_file()
+
+
+def test_measure_takes_what_export_takes(tool, capsys):
+    argv = ["measure", "digits_classifier", "--backend", "torch", "--seconds", "0", "--attempts", "1"]
+    assert tool.main(argv) == 0
+    first = capsys.readouterr().out.partition(":")[0]
+    assert tool.main(["measure", "prunet://digits_classifier", *argv[2:]]) == 0
+    assert capsys.readouterr().out.partition(":")[0] == first
+    assert tool.main(["predict", "digits_classifier", "--device", "v100-tensorrt-fp16"]) == 0
+
+
+def test_a_table_of_a_slow_processor_says_what_helps(tool, fake, space, tmp_path, capsys, monkeypatch):
+    (tmp_path / "space.json").write_text(space.to_json())
+    command = ["table", str(tmp_path / "space.json"), "--out", str(tmp_path / "t.jsonl")]
+    assert tool.main(command) == 0
+    assert "slow whenever" not in capsys.readouterr().out
+    lines = (tmp_path / "t.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows = [{**row, "slow": True} if row["kind"] == "block" else row for row in rows]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared = len(fake.prepared)
+    assert tool.main(command) == 0  # as it says
+    assert len(fake.prepared) > prepared
+    assert LatencyTable.load(tmp_path / "t.jsonl").slow == set()
+    speed = (12.0, 20.0, 300.0)
+    monkeypatch.setattr(References, "__call__", lambda self: self.looks.append(speed) or speed)
+    monkeypatch.setattr(build, "recall", lambda key: (10.0, 16.0, 200.0))
+    assert tool.main([*command[:-1], str(tmp_path / "slow.jsonl")]) == 0
+    assert "run the same command again while nothing else runs" in capsys.readouterr().out
 
 
 def test_interrupted_table_says_how_to_go_on(tool, fake, space, tmp_path, capsys):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,26 @@ def test_whether_a_log_can_be_written_is_found_out_beforehand(tmp_path):
     for path in (tmp_path / "notes" / "log.jsonl", tmp_path):
         with pytest.raises(WriteError, match=r"cannot write latency log .*name another file"):
             record.check_log(path)
+
+
+@pytest.mark.parametrize("when", [(Path, "exists"), (tempfile, "NamedTemporaryFile")])
+def test_a_record_written_during_the_check_stays(tmp_path, monkeypatch, when):
+    """Another process appends between the look and the end of the check."""
+    log = tmp_path / "log.jsonl"
+    real, written = getattr(*when), []
+
+    def meanwhile(*args, **options):
+        monkeypatch.undo()
+        found = real(*args, **options)
+        append_record(log, make("other"))
+        written.append("other")
+        return found
+
+    monkeypatch.setattr(*when, meanwhile)
+    record.check_log(log)
+    monkeypatch.undo()
+    append_record(log, make("own"))
+    assert [r.spec_name for r in read_records(log)] == [*written, "own"]
 
 
 def test_damage_inside_is_an_error_that_names_the_line(tmp_path):

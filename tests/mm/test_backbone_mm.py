@@ -50,6 +50,35 @@ def test_registered_in_the_root_and_in_our_scope(kind) -> None:
     assert [f["reduction"] for f in backbone.feature_info] == [4, 16]
 
 
+def test_rep_blocks_are_deployed_and_keep_to_their_form() -> None:
+    arch = {
+        **TINY,
+        "stages": [
+            {"blocks": [{"type": "rep", "out_channels": 8, "stride": 2}]},
+            {"blocks": [{"type": "rep", "out_channels": 12, "stride": 2}, {"type": "rep", "out_channels": 12}]},
+        ],
+    }
+    torch.manual_seed(0)
+    backbone = ROOT_MODELS.build(dict(type="PruNet", arch=arch, out_indices=(0, 1), norm_eval=True)).eval()
+    backbone.init_weights()
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        maps = backbone(x)
+        trained = copy.deepcopy(backbone.state_dict())
+        assert backbone.switch_to_deploy() is backbone
+        for mine, wanted in zip(backbone.train()(x), maps, strict=True):
+            assert torch.allclose(mine, wanted, atol=1e-4)
+    deployed = backbone.state_dict()
+    assert len(deployed) == 2 * 3
+    for prefix in ("", "backbone."):
+        for net, state, message in (
+            (PruNet(arch, out_indices=(0, 1)), deployed, r"call switch_to_deploy\(\)"),
+            (backbone, trained, "load them into a fresh network"),
+        ):
+            with pytest.raises(CheckpointError, match=message):
+                net.load_state_dict({prefix + name: tensor for name, tensor in state.items()})
+
+
 def test_weights_of_another_network_of_the_zoo_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after changing arch, but not the checkpoint of a config."""
     held = prunet_zoo.create_model("prunet_p0").state_dict()

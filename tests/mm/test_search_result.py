@@ -14,14 +14,15 @@ from mmengine.config import Config
 from prunet_zoo import load_space
 from prunet_zoo.errors import LatencyError, TrainingError, UnknownNameError
 from prunet_zoo.latency.predictor import Predictor
-from prunet_zoo.mm import search_result
+from prunet_zoo.mm import latency_cost, search_choice
 from prunet_zoo.mm.cli import ConfigError
-from prunet_zoo.mm.latency_cost import make_cost
-from prunet_zoo.mm.search import set_target
+from prunet_zoo.mm.latency_cost import START_FILE, make_cost
+from prunet_zoo.mm.search import _finished, set_target
+from prunet_zoo.mm.search_choice import Chosen, choose, why_not_measured
 from prunet_zoo.mm.search_loop import check_cost_config
-from prunet_zoo.mm.search_result import choose, why_not_measured
 from prunet_zoo.search import MacsCost, cost_range
 from prunet_zoo.search.adjust import LOWEST, adjust_widths
+from prunet_zoo.search.strategy import MeasuredChoice
 from prunet_zoo.search.target import summary
 
 SPACE = load_space("prunet_cpu_small")
@@ -46,13 +47,16 @@ class Strategy:
     def status(self) -> dict[str, float]:
         return {"target": TARGET}
 
+    def measured_choice(self) -> None:
+        return None
+
     def finish(self, target: float | None = None, share: float = LOWEST):
         return adjust_widths(SPACE, MacsCost(), self.found, target or TARGET, 0.1, share=share)
 
 
 def loop(verify: int, cost: MacsCost | None = None) -> SimpleNamespace:
-    supernet = SimpleNamespace(space=SPACE)
-    return SimpleNamespace(strategy=Strategy(), cost=cost or Table(), verify=verify, supernet=supernet)
+    searched = SimpleNamespace(space=SPACE)
+    return SimpleNamespace(strategy=Strategy(), cost=cost or Table(), verify=verify, searched=searched)
 
 
 def fake_measure(monkeypatch: pytest.MonkeyPatch, factor) -> list[float]:
@@ -64,12 +68,12 @@ def fake_measure(monkeypatch: pytest.MonkeyPatch, factor) -> list[float]:
         low, high = made[-1] * 0.999, made[-1] * 1.001
         return {"median_ms": made[-1], "ci_low_ms": low, "ci_high_ms": high, "disturbed": []}
 
-    monkeypatch.setattr(search_result, "measure_like", measure_like)
-    monkeypatch.setattr(search_result, "why_not_measured", lambda source: None)
+    monkeypatch.setattr(search_choice, "measure_like", measure_like)
+    monkeypatch.setattr(search_choice, "why_not_measured", lambda source: None)
     return made
 
 
-def told(chosen: search_result.Chosen, **more: Any) -> str:
+def told(chosen: search_choice.Chosen, **more: Any) -> str:
     report = {"name": "net", "unit": "ms", "target": TARGET, "predicted": 4.9, "params": 1, "macs": 1, **more}
     report |= {"measured": chosen.measured, "status": chosen.status, "reason": chosen.reason}
     return summary({**report, "tries": len(chosen.trials)})
@@ -152,9 +156,9 @@ def test_a_target_out_of_reach_is_told(monkeypatch, tmp_path: Path):
 
 def test_disturbed_measurements_that_agree_are_taken_and_told(monkeypatch, tmp_path: Path):
     fake_measure(monkeypatch, lambda n: 1.0)
-    clean = search_result.measure_like
+    clean = search_choice.measure_like
     disturb = lambda spec, source: {**clean(spec, source), "disturbed": ["steal"]}  # noqa: E731
-    monkeypatch.setattr(search_result, "measure_like", disturb)
+    monkeypatch.setattr(search_choice, "measure_like", disturb)
     chosen = choose(loop(3), tmp_path / "trials.json")
     assert chosen.status == "measured" and chosen.reason == "although disturbed, its repeats agree: steal"
     assert chosen.reason in told(chosen)
@@ -163,8 +167,8 @@ def test_disturbed_measurements_that_agree_are_taken_and_told(monkeypatch, tmp_p
 @pytest.mark.parametrize(("off", "status"), [(0.999, "measured"), (1.2, "missed")])
 def test_without_verify_a_disturbed_measurement_is_told(monkeypatch, tmp_path: Path, off: float, status: str):
     fake_measure(monkeypatch, lambda n: off)
-    clean = search_result.measure_like
-    monkeypatch.setattr(search_result, "measure_like", lambda *a: {**clean(*a), "disturbed": ["steal"]})
+    clean = search_choice.measure_like
+    monkeypatch.setattr(search_choice, "measure_like", lambda *a: {**clean(*a), "disturbed": ["steal"]})
     chosen = choose(loop(0), tmp_path / "trials.json")
     assert chosen.status.startswith(status) and "the measurement was disturbed: steal" in chosen.reason
     assert chosen.reason in told(chosen)
@@ -183,7 +187,7 @@ def test_without_verify_a_disturbed_measurement_is_told(monkeypatch, tmp_path: P
 )
 def test_a_predictors_device_is_known_by_the_name_that_its_driver_gives(monkeypatch, predictor, driver, is_it):
     stand_in = SimpleNamespace(check=lambda setting: None, device_name=lambda accelerator: driver)
-    monkeypatch.setattr(search_result, "get_backend", lambda name: stand_in)
+    monkeypatch.setattr(search_choice, "get_backend", lambda name: stand_in)
     why = why_not_measured(Predictor.load(predictor).describe())
     assert (why is None) is is_it, why
 
@@ -238,3 +242,59 @@ def test_a_predictor_takes_the_place_of_a_table(tmp_path: Path):
         make_cost(SPACE, str(tmp_path), type="predictor")
     with pytest.raises(UnknownNameError, match="did you mean 'v100-tensorrt-fp16'"):
         make_cost(SPACE, str(tmp_path), type="predictor", device="v100-tensorrt-fp61")
+
+
+def test_a_method_that_has_measured_its_network_is_not_measured_again(monkeypatch, tmp_path: Path):
+    made = fake_measure(monkeypatch, lambda n: 1.0)
+    run, encoding = loop(6), Strategy().finish()
+    own = MeasuredChoice(encoding, {"median_ms": 4.9}, ({"measured": 4.9},), None, "at the edge")
+    run.strategy.measured_choice = lambda: own
+    chosen = choose(run, tmp_path / "trials.json")
+    assert (chosen.encoding, chosen.status, chosen.reason) == (encoding, "measured", "at the edge") and not made
+    assert chosen.measured == {"median_ms": 4.9} and chosen.trials == [{"measured": 4.9}]
+    assert Chosen.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
+    run.strategy.measured_choice = lambda: MeasuredChoice(encoding, {"median_ms": 5.2}, (), "too coarse")
+    assert choose(run, tmp_path / "trials.json").status == "missed: too coarse"
+
+
+def start_record(ms: float) -> dict[str, Any]:
+    return {**Table().describe(), "backend_version": "1", "memory_format": "contiguous", "date": "", "median_ms": ms}
+
+
+@pytest.mark.parametrize("name", ["prunet_cpu_small", "rep_vgg_small"])
+def test_where_there_is_no_table_one_network_is_measured_and_the_rest_scaled(monkeypatch, tmp_path: Path, name: str):
+    space, made = load_space(name), []
+
+    def measure(spec, **setting):
+        made.append(spec.hash)
+        return SimpleNamespace(to_dict=lambda: start_record(2.0))
+
+    monkeypatch.setattr(latency_cost, "measure", measure)
+    given = dict(type="scaled" if space.additive else "latency", backend="torch")
+    cost = make_cost(space, str(tmp_path), **given)
+    whole, part = (space.decode(e) for e in (space.largest(), space.sample(random.Random(0))))
+    assert cost.unit == "ms" and cost(whole) == pytest.approx(2.0)
+    assert cost(part) == pytest.approx(2.0 * part.macs() / whole.macs())
+    if space.additive:
+        assert cost.fixed(space) / cost(whole) == pytest.approx(MacsCost().fixed(space) / MacsCost()(whole))
+    again = make_cost(space, str(tmp_path), **given)
+    assert again.hash == cost.hash and made == [whole.hash]  # once for a work directory
+    assert again.describe()["device"] == "here" and again.describe()["start_ms"] == 2.0
+    make_cost(space, str(tmp_path), **{**given, "batch": 1, "threads": 2})
+    assert len(made) == 2  # what was measured with one thread says nothing of two
+    with pytest.raises(LatencyError, match=r"there is no latency table for .* leave --table out"):
+        make_cost(space, str(tmp_path), table="x.jsonl", **given)
+    (tmp_path / START_FILE).write_text("{")
+    with pytest.raises(TrainingError, match=rf"{START_FILE} is damaged"):
+        make_cost(space, str(tmp_path), **given)
+
+
+def test_a_network_that_was_trained_on_after_the_decision_stays(tmp_path: Path):
+    cfg = Config(dict(work_dir=str(tmp_path), train_cfg=dict(verify=6)))
+    assert _finished(cfg) == {}
+    for name in ("spec.json", "weights.safetensors", "report.html"):
+        (tmp_path / name).touch()
+    for verify, decided, done in ((6, 4, True), (0, 4, False), (0, 2, True)):
+        report = {"status": "measured", "verify": verify, "epochs": 4, "decided_epoch": decided}
+        (tmp_path / "report.json").write_text(json.dumps(report))
+        assert _finished(cfg) == (report if done else {})

@@ -229,7 +229,7 @@ def test_search_on_an_image_folder_needs_only_another_config(cifar10: Path, tmp_
         (("--target-ms", "-1"), "positive"),
         (("--table", "missing.jsonl"), "missing.jsonl does not exist"),
         (("--cfg-options", "model.space=prunet_cpu_smal"), "prunet_cpu_small"),
-        (("--cfg-options", "train_cfg.latency.type=watts"), "'latency', 'predictor' or 'macs'"),
+        (("--cfg-options", "train_cfg.latency.type=watts"), "'latency', 'scaled', 'predictor' or 'macs'"),
         (("--device", "v100-tensorrt-fp16", "--target-ms", "99"), "choose between 0.0"),
         (("--cfg-options", "train_cfg.latency.thread=2"), "does not take thread; it takes type, table"),
         (("--cfg-options", "train_cfg.strategy.warmup=2"), "warmup must be between 0.0 and 0.9"),

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from mmengine.registry import MODELS
 from torch import nn
 
-from prunet_zoo.mm.supernet_model import average_buffers, average_gradients
+from prunet_zoo.mm.search_model import average_buffers, average_gradients
 
 SPACE = "prunet_cpu_small"
 

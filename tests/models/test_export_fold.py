@@ -39,13 +39,14 @@ def difference(a: nn.Module, b: nn.Module, x: torch.Tensor) -> float:
 
 @st.composite
 def blocks(draw: st.DrawFn) -> dict[str, object]:
-    kind = draw(st.sampled_from(("conv", "irb", "fused_irb")))
+    kind = draw(st.sampled_from(("conv", "irb", "fused_irb", "rep")))
     kernel = draw(st.sampled_from((1, 3, 5)))
     block: dict[str, object] = {
         "type": kind, "out_channels": draw(st.sampled_from((8, 12))), "stride": draw(st.sampled_from((1, 2))),
-        "kernel_size": kernel, "act": draw(st.sampled_from(ACTS)), "padding": draw(st.integers(0, kernel // 2)),
+        "kernel_size": kernel, "act": draw(st.sampled_from(ACTS)),
+        "padding": None if kind == "rep" else draw(st.integers(0, kernel // 2)),
     }  # fmt: skip
-    if kind != "conv":
+    if kind in ("irb", "fused_irb"):
         block |= {"hidden": draw(st.sampled_from((16, 24))), "se_ratio": draw(st.sampled_from((0.0, 0.25, 0.5)))}
     return block
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from prunet_zoo.files import WriteError
-from prunet_zoo.models import PruNetBackbone, create_model
+from prunet_zoo.models import PruNetBackbone, create_model, memory
 from prunet_zoo.models.export import FORMATS, ExportError, Format, Network, Options, Plan, Scaling, export
 from prunet_zoo.models.export import formats as formats_module
 from prunet_zoo.models.export.job import relative_error
@@ -300,6 +300,20 @@ def test_what_cannot_be_is_said(network, tmp_path):
     nan.module.weight.data.fill_(float("nan"))  # type: ignore[union-attr]
     with pytest.raises(ExportError, match="not finite in torch itself"):
         export(nan, form, tmp_path / "x.pt")
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"), [(10**9, (32, 32)), (1, (10**6, 10**6)), (10**12, (10**6, 10**6))], ids=["batch", "size", "both"]
+)
+def test_what_does_not_fit_into_memory_is_said(network, tmp_path, batch, size, monkeypatch):
+    network.input_size = size
+    asked = f"{batch}×{size[0]}×{size[1]} px"
+    with pytest.raises(ExportError, match=rf"{asked} needs .* layer of 'tiny', .* smaller --input-size or --batch"):
+        export(network, FORMATS["onnx"], tmp_path / "x.onnx", Options(batch=batch))
+    monkeypatch.setattr(memory, "free_memory", lambda: None)  # the system does not tell: torch finds out
+    with pytest.raises(ExportError, match=rf"tiny does not fit into memory with {asked}; take a smaller --input-size"):
+        export(network, FORMATS["onnx"], tmp_path / "x.onnx", Options(batch=batch))
     assert left(tmp_path) == []
 
 

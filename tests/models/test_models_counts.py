@@ -23,7 +23,8 @@ def net_specs(draw: st.DrawFn) -> NetSpec:
     for _ in range(draw(st.integers(1, 3))):
         blocks = []
         for _ in range(draw(st.integers(1, 3))):
-            kind = draw(st.sampled_from(["conv", "irb", "fused_irb"]))
+            kind = draw(st.sampled_from(["conv", "irb", "fused_irb", "rep"]))
+            plain = kind in ("conv", "rep")
             kernel = draw(st.sampled_from([1, 3, 5]))
             blocks.append(
                 BlockSpec(
@@ -31,10 +32,10 @@ def net_specs(draw: st.DrawFn) -> NetSpec:
                     out_channels=draw(st.integers(1, 9)),
                     kernel_size=kernel,
                     stride=draw(st.sampled_from([1, 1, 2, 3])),
-                    hidden=None if kind == "conv" else draw(st.integers(1, 12)),
+                    hidden=None if plain else draw(st.integers(1, 12)),
                     act=draw(st.sampled_from(["relu", "silu", "hard_swish"])),
-                    se_ratio=0.0 if kind == "conv" else draw(st.sampled_from([0.0, 0.25, 1.0])),
-                    padding=draw(st.sampled_from([None, 0, kernel // 2])),
+                    se_ratio=0.0 if plain else draw(st.sampled_from([0.0, 0.25, 1.0])),
+                    padding=None if kind == "rep" else draw(st.sampled_from([None, 0, kernel // 2])),
                 )
             )
         stages.append(StageSpec(blocks=tuple(blocks)))
@@ -86,8 +87,9 @@ def test_random_specs_count_what_is_built(spec: NetSpec, height: int, width: int
         placed = list(spec.placed((height, width)))
     except SpecError:  # the drawn input is too small for the drawn network; the message is tested in test_spec
         return
-    macs, shapes, out = count(model, (1, spec.in_channels, height, width))
     assert sum(p.numel() for p in model.parameters()) == spec.params()
+    model.switch_to_deploy()  # the MACs of a rep block are of its deployed form
+    macs, shapes, out = count(model, (1, spec.in_channels, height, width))
     assert macs == spec.macs((height, width))
     assert {p.name: (1, p.block.out_channels, *p.out_size) for p in placed} == shapes
     assert out.shape == (1, spec.num_classes or spec.tail.features)

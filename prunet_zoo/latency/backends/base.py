@@ -17,6 +17,7 @@ from torch import nn
 from prunet_zoo.errors import LatencyError
 
 _HAS_FINE_CPU_CLOCK = time.get_clock_info("thread_time").resolution <= 1e-6  # 16 ms on Windows
+MAX_THREADS = 1024  # more than processors have
 SOLO_RUNS = 300  # of a session whose runs are made in one call
 INTERRUPTION_NS = 2000  # an interrupt and the switch to another process take longer; the clocks differ by less
 
@@ -156,6 +157,8 @@ class Backend(ABC):
         for field in ("threads", "batch"):
             if getattr(setting, field) < 1:
                 raise LatencyError(f"{field} must be at least 1, got {getattr(setting, field)}")
+        if setting.threads > MAX_THREADS:
+            raise LatencyError(f"threads must be at most {MAX_THREADS}, got {setting.threads}")
 
 
 def cpu_name() -> str:

@@ -1,4 +1,7 @@
-"""PyTorch eager, as the user's own ``model(x)``: BatchNorm is not folded. CPU, or CUDA timed with events."""
+"""PyTorch eager, as the user's own ``model(x)``: BatchNorm is not folded. CPU, or CUDA timed with events.
+
+Rep blocks are measured as they are deployed, as one convolution each (``model.switch_to_deploy()``).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ import torch
 from torch import nn
 
 from prunet_zoo.latency.backends.base import Backend, Session, Setting, cpu_name, example_input
-from prunet_zoo.latency.backends.cuda import CudaSession, require_cuda
+from prunet_zoo.latency.backends.cuda import CudaSession, gpu_name, require_cuda
 from prunet_zoo.latency.backends.verify import first_output
+from prunet_zoo.models import switch_to_deploy
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -38,7 +42,7 @@ class TorchEager(Backend):
             require_cuda(self.name)
 
     def device_name(self, accelerator: str) -> str:
-        return str(torch.cuda.get_device_name()) if accelerator == "cuda" else cpu_name()
+        return gpu_name() if accelerator == "cuda" else cpu_name()
 
     @contextmanager
     def environment(self, setting: Setting) -> Iterator[None]:
@@ -57,11 +61,13 @@ class TorchEager(Backend):
 def place(
     module: nn.Module, input_shape: tuple[int, int, int, int], setting: Setting
 ) -> tuple[nn.Module, torch.Tensor]:
-    """A copy of ``module`` in eval mode and the example input, both in the setting's dtype, device and layout."""
+    """A copy of ``module`` in eval mode, its rep blocks deployed, and the example input, both in the setting's dtype,
+    device and layout."""
     device, dtype = torch.device(setting.accelerator), TORCH_DTYPES[setting.dtype]
     layout: Any = _LAYOUTS[setting.memory_format]
-    ready: Any = copy.deepcopy(module).eval().to(device=device, dtype=dtype)
-    ready = ready.to(memory_format=layout)
+    ready: Any = copy.deepcopy(module).eval()
+    switch_to_deploy(ready)
+    ready = ready.to(device=device, dtype=dtype).to(memory_format=layout)
     x = torch.from_numpy(example_input(input_shape)).to(device=device, dtype=dtype, memory_format=layout)
     return ready, x
 

@@ -62,12 +62,15 @@ def run(args: argparse.Namespace) -> str:
 def _measure(args: argparse.Namespace) -> str:
     from prunet_zoo.latency.backends import Setting
     from prunet_zoo.latency.compare_now import compare_backends, compare_networks
+    from prunet_zoo.latency.memory import check_archs, memory_told
 
     setting = Setting(args.threads, args.dtype, args.batch, args.device, args.memory_format)
     size = None if args.input_size is None else (args.input_size[0], args.input_size[-1])
-    if args.backends:
-        return _show(args, compare_backends(args.what, args.backends, setting, size, args.seconds))
-    ratios = compare_networks(args.what, args.backend, setting, size, args.seconds)
+    check_archs(args.what, size, setting)
+    with memory_told(args.what, args.device):
+        if args.backends:
+            return _show(args, compare_backends(args.what, args.backends, setting, size, args.seconds))
+        ratios = compare_networks(args.what, args.backend, setting, size, args.seconds)
     if args.json:
         return json.dumps([ratio.to_dict() for ratio in ratios], indent=2)
     return "\n".join(

@@ -79,7 +79,7 @@ def _check_out(out: str, records: str) -> None:
 
     if not Path(out).exists():
         return
-    if Path(out).samefile(records):
+    if Path(records).exists() and Path(out).samefile(records):  # that they are missing is told by their reader
         raise LatencyError(f"--out {out} is the file of the measurements, which would be lost; give another one")
     try:
         Predictor.load(out)

@@ -39,13 +39,26 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Look a network up, or predict it; returns what is to be printed."""
+    from prunet_zoo.latency.subject import TIMM, find_arch
     from prunet_zoo.models.backbone import resolve_arch
+    from prunet_zoo.models.pruned import is_pruned_file
 
     if args.table and args.input_size:
         raise SpecError("--input-size goes with --device: a table is of one input size; build another one for another")
     if args.input_size and len(args.input_size) > 2:
         raise SpecError(f"--input-size takes one side or height and width, got {len(args.input_size)} numbers")
-    spec = resolve_arch(args.arch)
+    if args.arch.startswith(TIMM):
+        raise SpecError(
+            f"predict needs a network's spec, and {args.arch} of timm has none here; a listed name, a spec (.json) or "
+            f"weights (.safetensors) have one. On a device at hand: python tools/latency.py measure {args.arch}"
+        )
+    arch = find_arch(args.arch)
+    if is_pruned_file(arch):
+        raise SpecError(
+            f"predict needs the spec of a network of this package's blocks, and {args.arch} is a pruned one; on a "
+            f"device at hand: python tools/latency.py measure {args.arch}"
+        )
+    spec = resolve_arch(arch)
     return _from_table(args, spec) if args.table else _from_device(args, spec)
 
 
@@ -74,9 +87,9 @@ def _from_device(args: argparse.Namespace, spec: NetSpec) -> str:
         kernels = [row._asdict() for row in predictor.kernels(spec, size)]
         data = {"spec_name": spec.name, "spec_hash": spec.hash, "input_size": list(size), "predicted_ms": ms}
         return json.dumps({**data, **about, "kernels": kernels}, indent=2)
-    fit = about["fit"]
+    fit, layout = about["fit"], "" if about["memory_format"] == "contiguous" else f", {about['memory_format']}"
     return (
-        f"{spec.name}: {ms:.4g} ms predicted for {about['batch']}×{size[0]}×{size[1]} px, {about['dtype']}, "
+        f"{spec.name}: {ms:.4g} ms predicted for {about['batch']}×{size[0]}×{size[1]} px, {about['dtype']}{layout}, "
         f"{about['device']}, {about['backend']} ({about['backend_version']}); not measured. Mean error "
         f"{fit['mean_abs']:.1%}, worst {fit['worst']:.1%} of the {fit['networks']} networks it was fitted to, "
         "each left out in turn"

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> str:
     """Measure, write the report; returns what is to be printed."""
     from prunet_zoo.latency.accuracy import select_networks
     from prunet_zoo.latency.backends import Setting
+    from prunet_zoo.latency.memory import SMALLER_BATCH, check_archs, memory_told
     from prunet_zoo.latency.progress import progress_bar
     from prunet_zoo.latency.record import ATTEMPTS
     from prunet_zoo.latency.report import ReportPlan, make_report
@@ -61,17 +62,23 @@ def run(args: argparse.Namespace) -> str:
         raise LatencyError(f"--seconds takes a number from 0, got {args.seconds}")
     networks = select_networks(args.networks, args.quick)
     zoo = [n.name for n in networks if n.weights is None]
+    setting = Setting(args.threads, args.dtype, args.batch, args.device, args.memory_format)
+    blocks = zoo if args.blocks is None else args.blocks
+    for network in networks:
+        check_archs([network.name], network.input_size, setting, SMALLER_BATCH)
+    check_archs(blocks, None, setting, SMALLER_BATCH)
     plan = ReportPlan(
         networks=networks,
         tables=[Path(path) for path in args.table],
         random=count,
-        blocks=zoo if args.blocks is None else args.blocks,
+        blocks=blocks,
         backend=args.backend,
-        setting=Setting(args.threads, args.dtype, args.batch, args.device, args.memory_format),
+        setting=setting,
         seconds=args.seconds,
         attempts=1 if args.quick else ATTEMPTS,
     )
-    with progress_bar("latency report") as progress:
+    what = [network.name for network in networks]
+    with memory_told(what, args.device, SMALLER_BATCH), progress_bar("latency report") as progress:
         data = make_report(args.out, plan, progress)
     return json.dumps(data, indent=2) if args.json else _describe(Path(args.out), data)
 

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunet_zoo.models.layers import ConvNormAct
+from prunet_zoo.models.rep import switch_to_deploy
 
 Pair = tuple[_ConvNd, _BatchNorm]
 _PLAIN = (_BatchNorm.forward, nn.SyncBatchNorm.forward)  # that of BatchNorm1d to 3d, and of subclasses without another
@@ -31,15 +32,19 @@ _PLAIN = (_BatchNorm.forward, nn.SyncBatchNorm.forward)  # that of BatchNorm1d t
 def fold_batchnorm(module: nn.Module, example: torch.Tensor | None = None) -> nn.Module:
     """Return a copy in eval mode with BatchNorm folded into convolutions; it computes the same up to rounding.
 
-    What cannot be folded exactly stays: other norms, a BatchNorm before its convolution, one of several behind a shared
-    convolution.
+    Rep blocks become the one convolution that they are deployed as (`RepBlock.switch_to_deploy`). What cannot be folded
+    exactly stays: other norms, a BatchNorm before its convolution, one of several behind a shared convolution.
 
     Args:
         module: takes one tensor.
         example: an input on the module's device. The pairs are those of a run on it. None: those within `ConvNormAct`
             are folded, all that networks of a `NetSpec` have.
+
+    Raises:
+        SpecError: a rep block with another norm than BatchNorm.
     """
     folded = copy.deepcopy(module).eval()
+    switch_to_deploy(folded)
     pairs = _known_pairs(folded) if example is None else _seen_pairs(folded, example)
     rest = {norm: _fold(conv, norm) for conv, norm in pairs}
     for parent in folded.modules():

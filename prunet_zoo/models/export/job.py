@@ -21,6 +21,7 @@ from prunet_zoo.models.export.errors import ExportError
 from prunet_zoo.models.export.fold import count_batchnorms, fold_batchnorm
 from prunet_zoo.models.export.formats import Format, Plan, RunFile, check_path, need
 from prunet_zoo.models.export.network import Graph, Network, flat, numbered
+from prunet_zoo.models.memory import is_out_of_memory, shortage, widest_layer
 from prunet_zoo.version import __version__
 
 # largest difference, as a share of the output's largest value: rounding of float32; of float16 (2⁻¹¹ a layer)
@@ -89,11 +90,13 @@ def export(network: Network, form: Format, path: str | Path, options: Options | 
         )
     runtime = need(form) if options.check or form.needed else None
     scaling = network.scaling if options.normalize else None
+    _check_memory(network, options)
     module = copy.deepcopy(network.module).float().cpu().eval()
     reference = Graph(module, scaling)
-    inputs = _inputs(network, options)
-    wanted = [_run(reference, x, network) for x in inputs]
-    folded = fold_batchnorm(module, torch.zeros(1, network.channels, *network.input_size))
+    with _memory_told(network, options):
+        inputs = _inputs(network, options)
+        wanted = [_run(reference, x, network) for x in inputs]
+        folded = fold_batchnorm(module, torch.zeros(1, network.channels, *network.input_size))
     names = numbered(network.outputs, len(wanted[0]))
     shapes = [list(out.shape[1:]) for out in wanted[0]]
     about = _about(network, options, names, shapes)
@@ -138,6 +141,31 @@ def _about(network: Network, options: Options, names: Sequence[str], shapes: Seq
     }
 
 
+def _check_memory(network: Network, options: Options) -> None:
+    """Raise `ExportError` when the maps around a single layer exceed the free memory: torch computes in float32."""
+    need = widest_layer(network.module, (options.batch, network.channels, *network.input_size))
+    if lack := shortage(network.name, need, "fp32"):
+        raise ExportError(f"{_asked(network, options)} px needs {lack}; take a smaller --input-size or --batch")
+
+
+@contextmanager
+def _memory_told(network: Network, options: Options) -> Iterator[None]:
+    """Turn a failed allocation into an error that says what to do."""
+    try:
+        yield
+    except (RuntimeError, ValueError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ExportError(
+            f"{network.name} does not fit into memory with {_asked(network, options)} px; take a smaller --input-size "
+            "or --batch"
+        ) from error
+
+
+def _asked(network: Network, options: Options) -> str:
+    return "×".join(map(str, (options.batch, *network.input_size)))
+
+
 def _inputs(network: Network, options: Options) -> list[torch.Tensor]:
     """Noise, and a smooth picture of ordinary scale; with a free batch, another number of images."""
     generator = torch.Generator().manual_seed(0)
@@ -156,6 +184,8 @@ def _run(graph: Graph, x: torch.Tensor, network: Network) -> tuple[torch.Tensor,
         with torch.no_grad():
             outs = flat(graph(x))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(f"{network.name} cannot be run on an input of {tuple(x.shape)}: {reason}") from error
     if not all(out.is_floating_point() and bool(out.isfinite().all()) for out in outs):

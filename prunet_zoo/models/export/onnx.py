@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunet_zoo.errors import PrunetError
 from prunet_zoo.files import write_atomic
 from prunet_zoo.models.export.errors import ExportError
 from prunet_zoo.models.export.fold import fold_batchnorm
@@ -53,6 +54,8 @@ def export_onnx(
     if fold:
         try:
             ready = fold_batchnorm(ready, example)
+        except PrunetError:
+            raise
         except Exception as error:  # whatever a network does with an input that it cannot take
             raise ExportError(f"{_what(module, example)} cannot be run: {_reason(error)}") from error
     data = to_onnx(ready.to(dtype), example.to(dtype), opset=opset)

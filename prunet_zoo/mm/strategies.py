@@ -1,0 +1,64 @@
+"""The search methods that a config can name, and the models that they search in."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from mmengine.model import BaseModel
+
+from prunet_zoo import search
+from prunet_zoo.errors import unknown_name
+from prunet_zoo.mm.cli import ConfigError
+from prunet_zoo.mm.masked_model import MaskedClassifier
+from prunet_zoo.mm.search_model import SearchModel
+from prunet_zoo.mm.supernet_model import SuperNetClassifier
+from prunet_zoo.registry import TASK_UTILS, register
+from prunet_zoo.search.strategy import SearchStrategy
+
+MODELS_OF: dict[str, type[SearchModel]] = {
+    "TieredPruning": SuperNetClassifier,
+    "DDPNAS": SuperNetClassifier,
+    "PruningAsSearch": MaskedClassifier,
+    "Archtree": MaskedClassifier,
+}
+
+
+def build_strategy(config: dict[str, Any]) -> SearchStrategy:
+    """The strategy of ``train_cfg.strategy``; raises `ConfigError` for an unknown type or argument."""
+    name = str(config.get("type", ""))
+    if name in MODELS_OF:
+        register(TASK_UTILS)(getattr(search, name))  # here: the methods are not loaded with `import prunet_zoo`
+    cls = TASK_UTILS.get(name)
+    if cls is None:
+        raise ConfigError(f"train_cfg.strategy.type: {unknown_name('search strategy', name, MODELS_OF)}")
+    known = sorted(inspect.signature(cls).parameters)
+    odd = ", ".join(sorted(set(config) - {"type"} - set(known)))
+    if odd:
+        raise ConfigError(f"train_cfg.strategy does not take {odd}; {cls.__name__} takes {', '.join(known)}")
+    return TASK_UTILS.build(dict(config))
+
+
+def check_fit(strategy: SearchStrategy, model: BaseModel) -> SearchModel:
+    """The model, as what a search can be made in.
+
+    Raises:
+        ConfigError: it is not one of a search, not of the kind that the strategy searches in, or of untrained weights
+            where the strategy starts from trained ones.
+    """
+    method = type(strategy).__name__
+    if not isinstance(model, SearchModel):
+        both = " or ".join(sorted({cls.__name__ for cls in MODELS_OF.values()}))
+        raise ConfigError(f"a search needs model.type={both}, got {type(model).__name__}")
+    wanted = MODELS_OF.get(method, SearchModel)
+    if not isinstance(model, wanted):
+        raise ConfigError(
+            f"{method} searches in a {wanted.__name__}, but the config's model is a {type(model).__name__}; set "
+            f"model=dict(type='{wanted.__name__}', …), or take another train_cfg.strategy"
+        )
+    if isinstance(model, MaskedClassifier) and getattr(strategy, "pretrain", None) == 0 and not model.trained:
+        raise ConfigError(
+            f"{method} prunes a trained network, but the model has no weights and train_cfg.strategy.pretrain is 0; "
+            "give model.weights (or model.pretrained for timm), or a share of the epochs to train in first"
+        )
+    return model

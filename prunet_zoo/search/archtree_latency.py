@@ -1,0 +1,158 @@
+"""Latencies of the tree's networks: measured on the device as the search goes, none twice; and what to expect of one.
+
+The publication (arXiv 2311.10549) estimates latency on the target hardware while it searches, where others take a table
+made beforehand. How a network is measured anew and how a saving is foreseen are ours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunet_zoo.cost import Cost
+from prunet_zoo.errors import TrainingError
+from prunet_zoo.files import write_json
+from prunet_zoo.search.strategy import Record
+from prunet_zoo.search.target import COMFORT, Trial
+from prunet_zoo.space import Encoding
+
+SURPRISE = 0.05  # a measurement that is farther from what was expected is made again
+ACCEPTED = 0.95  # a network at the budget T takes more than this share of it
+
+
+class Latencies:
+    """Latency in ms of networks that are told apart by the numbers of channels kept, a group each.
+
+    A network is measured once in a search, and again only where its record is disturbed, is more than 5% off what was
+    expected, or would put it at the budget; a third time where those two differ by more than 2%. What was measured is
+    kept in a file, so that a search that was killed goes on with the same figures. Without ``measure`` the cost's word
+    is taken.
+
+    Args:
+        decode: the network of such numbers: its encoding and its spec.
+        cost: what is expected of a network before anything is known of its like.
+        measure: the record of a spec; None where the device is not at hand.
+        target: T, in ms (in the unit of the cost where nothing is measured).
+        path: file of what was measured.
+
+    Attributes:
+        made: how many measurements were made by this object.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], tuple[Encoding, Any]],
+        cost: Cost,
+        measure: Callable[[Any], Record] | None,
+        target: float,
+        path: Path,
+    ) -> None:
+        self.decode, self.cost, self.measure, self.target, self.path = decode, cost, measure, target, path
+        self.made = 0
+        self._costs: dict[tuple[int, ...], tuple[str, float]] = {}
+        self.rows: dict[str, dict[str, Any]] = {}
+        if path.is_file():
+            try:
+                self.rows = dict(json.loads(path.read_text(encoding="utf-8")))
+                assert all(row["records"] and "settled" in row for row in self.rows.values())
+            except (ValueError, TypeError, KeyError, AssertionError):
+                raise TrainingError(f"{path} is damaged; remove it to measure again") from None
+
+    def predicted(self, counts: Sequence[int]) -> float:
+        """The cost's word for a network, in its unit."""
+        return self._known(counts)[1]
+
+    def spec_hash(self, counts: Sequence[int]) -> str:
+        """Of the network."""
+        return self._known(counts)[0]
+
+    def _known(self, counts: Sequence[int]) -> tuple[str, float]:
+        key = tuple(counts)
+        if key not in self._costs:
+            _, spec = self.decode(key)
+            self._costs[key] = spec.hash, self.cost(spec)
+        return self._costs[key]
+
+    def __call__(self, counts: Sequence[int], expected: float | None = None) -> float:
+        """The network's latency; ``expected`` is the estimate that a surprise is told by (None: there is none)."""
+        if self.measure is None:
+            return self.predicted(counts)
+        key = self.spec_hash(counts)
+        row = self.rows.get(key, {"counts": list(counts), "expected": expected, "records": [], "settled": False})
+        while not row["settled"]:
+            _, spec = self.decode(counts)
+            row["records"].append(self.measure(spec))
+            self.made += 1
+            row["settled"] = self._is_settled(self._trial(counts, row["records"]), row["expected"])
+            self.rows[key] = row
+            write_json(self.path, self.rows)
+        return self._trial(counts, row["records"]).measured
+
+    def _is_settled(self, trial: Trial, expected: float | None) -> bool:
+        if len(trial.records) == 1:
+            surprise = expected is not None and abs(math.log(trial.measured / expected)) > SURPRISE
+            return not (trial.disturbed or surprise or self.at_budget(trial.measured))
+        return trial.sure or len(trial.records) > 2
+
+    def at_budget(self, latency: float) -> bool:
+        """Whether a search may stop at it: (0.95 T, 0.99 T], which leaves room for a measurement of another day; up to
+        T where nothing is measured."""
+        highest = 1.0 if self.measure is None else COMFORT
+        return ACCEPTED * self.target < latency <= highest * self.target
+
+    def trial(self, counts: Sequence[int]) -> Trial | None:
+        """What was measured of a network; None where nothing was."""
+        row = self.rows.get(self.spec_hash(counts))
+        return None if row is None else self._trial(counts, row["records"])
+
+    def _trial(self, counts: Sequence[int], records: list[Record]) -> Trial:
+        encoding, _ = self.decode(counts)
+        return Trial(encoding, self.spec_hash(counts), self.target, self.predicted(counts), (), list(records))
+
+
+class Savings:
+    """What taking channels out saves, in ms: the cost's word, corrected by what was measured of other networks.
+
+    The same step of the same group (from so many channels to so many) saves in one network what it saved in others, on
+    average. Otherwise the cost's word counts, times a factor for the group: measured over foreseen savings of the group
+    so far, drawn to 1 with the weight of one ordinary step.
+
+    Args:
+        scale: ms per unit of the cost.
+        step: ms that one removal is meant to save.
+        rows: what is known already, see `rows`.
+
+    Attributes:
+        rows: (group, from, to, foreseen ms, measured ms) of every removal that was measured, in order.
+    """
+
+    def __init__(self, scale: float, step: float, rows: Sequence[Sequence[Any]] = ()) -> None:
+        self.scale, self.step = scale, step
+        self.rows: list[tuple[int, int, int, float, float]] = []
+        self._same: dict[tuple[int, int, int], list[float]] = {}
+        self._sums: dict[int, tuple[float, float]] = {}
+        for group, before, after, foreseen, measured in rows:
+            self.add(int(group), int(before), int(after), float(foreseen) / scale, float(measured))
+
+    def add(self, group: int, before: int, after: int, predicted: float, measured: float) -> None:
+        """A removal was measured. ``predicted``: the cost's word, in its unit; ``measured`` in ms."""
+        foreseen = predicted * self.scale
+        self.rows.append((group, before, after, foreseen, measured))
+        self._same.setdefault((group, before, after), []).append(measured)
+        sums = self._sums.get(group, (0.0, 0.0))
+        self._sums[group] = sums[0] + foreseen, sums[1] + measured
+
+    def estimate(self, group: int, before: int, after: int, predicted: float) -> float:
+        """What a removal is expected to save (ms)."""
+        same = self._same.get((group, before, after))
+        if same:
+            return sum(same) / len(same)
+        foreseen, measured = self._sums.get(group, (0.0, 0.0))
+        factor = (self.step + max(0.0, measured)) / (self.step + max(0.0, foreseen))
+        return factor * predicted * self.scale

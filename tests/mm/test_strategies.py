@@ -1,0 +1,111 @@
+"""Methods by name, the models that they search in, and what these are made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from prunet_zoo import save_weights
+from prunet_zoo.errors import CheckpointError, SpecError
+from prunet_zoo.mm.cli import ConfigError
+from prunet_zoo.mm.masked_model import MaskedClassifier
+from prunet_zoo.mm.search_model import SearchModel
+from prunet_zoo.mm.strategies import MODELS_OF, build_strategy, check_fit
+from prunet_zoo.mm.supernet_model import SuperNetClassifier
+from prunet_zoo.models import create_model
+from prunet_zoo.space import SearchSpace
+
+SPACE = {
+    "name": "tiny",
+    "input_size": 16,
+    "stem": [{"blocks": [{"type": "conv", "out_channels": 8, "stride": 2}]}],
+    "stages": [{"out_channels": 12, "layers": [{"stride": 2, "kernel_sizes": [3], "hidden": {"step": 8}}]}],
+    "tail": {"out_channels": 16},
+    "num_classes": 4,
+}
+
+
+def model(kind: str = "MaskedClassifier", **options: Any) -> SearchModel:
+    return MODELS.build(dict(type=kind, **{"space": SPACE, **options}))
+
+
+@pytest.mark.parametrize("name", MODELS_OF)
+def test_a_method_fits_its_own_model_and_no_other(name: str):
+    strategy = build_strategy(dict(type=name, target=1.0))
+    if hasattr(strategy, "pretrain"):
+        strategy.pretrain = 0.3
+    models = {cls: model(cls.__name__) for cls in (SuperNetClassifier, MaskedClassifier)}
+    right = MODELS_OF[name]
+    wrong = next(cls for cls in models if cls is not right)
+    assert check_fit(strategy, models[right]) is models[right]
+    with pytest.raises(ConfigError, match=rf"{name} searches in a {right.__name__}, .* is a {wrong.__name__}"):
+        check_fit(strategy, models[wrong])
+    with pytest.raises(ConfigError, match=r"a search needs model\.type=MaskedClassifier or SuperNetClassifier"):
+        check_fit(strategy, torch.nn.Identity())
+
+
+@pytest.mark.parametrize("name", ["PruningAsSearch", "Archtree"])
+def test_pruning_of_an_untrained_network_is_refused(name: str, tmp_path: Path):
+    strategy = build_strategy(dict(type=name, pretrain=0.0))
+    with pytest.raises(ConfigError, match=f"{name} prunes a trained network, but the model has no weights"):
+        check_fit(strategy, model())
+    space = SearchSpace.from_dict(SPACE)
+    spec = space.decode(space.largest())
+    start = create_model(spec)
+    save_weights(tmp_path / "start.safetensors", start.state_dict(), spec)
+    given = model(weights=str(tmp_path / "start.safetensors"))
+    check_fit(strategy, given)
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(given.eval()(x), start.eval()(x))
+
+
+def test_unknown_methods_and_arguments_are_named():
+    with pytest.raises(ConfigError, match="did you mean 'Archtree'"):
+        build_strategy(dict(type="Archtre"))
+    with pytest.raises(ConfigError, match="does not take beams; Archtree takes beam"):
+        build_strategy(dict(type="Archtree", beams=2))
+
+
+def test_what_a_masked_network_is_made_from(tmp_path: Path):
+    space = SearchSpace.from_dict(SPACE)
+    start = space.decode([(0, 16)])
+    assert model(start=start.to_dict()).masked.groups[0].channels == 16
+    assert model(start=[[0, 24]], num_classes=7)(torch.randn(2, 3, 16, 16)).shape == (2, 7)
+    save_weights(tmp_path / "net.safetensors", create_model(start).state_dict(), start)
+    around = model(space=None, arch=str(tmp_path / "net.safetensors"), num_classes=5)
+    assert around.trained and around.masked.space.num_classes == 5 and around.masked.groups[0].widths[-1] == 16
+    assert not model(space=None, arch=start.to_dict()).trained
+    for options, words in (
+        (dict(arch="prunet_p1"), "one of space, arch and timm, got space and arch"),
+        (dict(space=None), "got none"),
+        (dict(space=None, arch="prunet_p1", start=[[0, 8]]), "start is a network of space; with arch leave it out"),
+        (dict(pretrained=True), "pretrained and input_size go with timm"),
+        (dict(space=None, timm="resnet18"), "timm needs input_size"),
+        (dict(start=[[0, 9]]), "does not offer"),
+    ):
+        with pytest.raises(SpecError, match=words):
+            model(**options)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        model(weights=str(tmp_path / "net.safetensors"))
+
+
+def test_the_penalty_joins_the_loss_and_reaches_the_masks():
+    from mmengine.optim import OptimWrapper
+
+    given = model()
+    weights = [p for p in given.parameters() if p is not given.masked.arch_parameters()[0]]
+    wrapper = OptimWrapper(torch.optim.SGD(weights, lr=0.1))
+    batch = {"inputs": torch.randn(4, 3, 16, 16), "label": torch.arange(4)}
+    plain = given.train_step(batch, wrapper)
+    assert "penalty_loss" not in plain
+    (mask,) = given.masked.arch_parameters()
+    mask.grad = None
+    given.penalty = lambda: 5 * mask.sum()
+    kept = weights[0].detach().clone()
+    logged = given.train_step(batch, wrapper)
+    assert float(logged["penalty_loss"].detach()) == 5 * len(mask) and float(logged["loss"].detach()) < 5
+    assert mask.grad is not None and mask.grad.mean() > 2 and not torch.equal(kept, weights[0])

@@ -1,0 +1,45 @@
+"""Compare finished searches: a table, and a page with accuracy against latency.
+
+    python tools/report.py DIR... [--out DIR]
+
+A DIR is a work directory of tools/search.py, or a folder with several of them in it. Searches that are not finished are
+named and left out. Latencies of different devices, units or ways of running get a picture each, not one axis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from prunet_zoo.compare import read_searches
+from prunet_zoo.compare.page import DATA, PAGE, PICTURE, terminal_table, write_comparison
+from prunet_zoo.compare.reports import check_out
+from prunet_zoo.console import run_plain_tool
+from prunet_zoo.errors import DataError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse arguments, read, print the table, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="work directories of searches, or folders of such")
+    out = f"where {PAGE}, {PICTURE} and {DATA} go (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("work_dirs/report"), metavar="DIR", help=out)
+    args = parser.parse_args(argv)
+    check_out(args.out)
+    found, unfinished = read_searches(args.folders)
+    for search in unfinished:
+        print(f"not finished, left out: {search.folder} ({search.method or 'method not known'})", file=sys.stderr)
+    if not found:
+        raise DataError("none of these searches is finished; go on with tools/search.py CONFIG --work-dir DIR --resume")
+    panels = write_comparison(args.out, found, unfinished)
+    Console().print(terminal_table(panels))
+    print(f"{len(found)} searches; see {args.out / PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_plain_tool(main)
