@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from prunet_zoo.errors import LatencyError, few
+from prunet_zoo.errors import LatencyError, PrunetError, few
 from prunet_zoo.latency.backends import Setting
 from prunet_zoo.latency.subject import TIMM, find_arch
 from prunet_zoo.models.backbone import resolve_arch
@@ -85,7 +85,7 @@ def memory_told(names: Sequence[str], accelerator: str, advice: str = SMALLER) -
     try:
         yield
     except (RuntimeError, ValueError, MemoryError) as error:
-        if isinstance(error, LatencyError) or not is_out_of_memory(error):
+        if isinstance(error, PrunetError) or not is_out_of_memory(error):
             raise
         verb = "does" if len(names) == 1 else "do"
         raise LatencyError(f"{few(names)} {verb} not fit into the memory of {accelerator}; {advice}") from error

@@ -18,6 +18,7 @@ from prunet_zoo.cost import cost_range
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.files import WriteError
 from prunet_zoo.latency import LatencyTable, backends, build
+from prunet_zoo.latency.commands import measure
 from prunet_zoo.latency.memory import check_memory
 from prunet_zoo.latency.references import References
 from prunet_zoo.models import memory
@@ -111,7 +112,7 @@ def test_table_then_predict(tool, fake, space, tmp_path, capsys):
         (["measure", "timm/resnet18", "--input-size", "1000000"], "of memory are free; take a smaller --input-size"),
         (["compare", "prunet_p0", "timm/resnet18", "--batch", "1000000"], "for one layer of 'prunet_p0', "),
         (
-            ["compare", "prunet_p0", "--backends", "torch", "onnxruntime", "--batch", "1000000"],
+            ["compare", "prunet_p0", "--backends", "torch", "openvino", "--batch", "1000000"],
             "smaller --input-size or",
         ),
         (
@@ -210,7 +211,7 @@ def test_a_failed_allocation_is_told_by_every_command(
 ):
     from prunet_zoo.latency import compare_now, report
 
-    def fail(*args):
+    def fail(*args, **options):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     backend = make_backend()

@@ -11,7 +11,7 @@ import pytest
 from prunet_zoo.errors import PrunetError
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = "configs/classification/prunet-p0_digits.py"
+CONFIG = "configs/classification/prunet-p0_imagenet.py"
 PUBLISH = [CONFIG, "x.pth", "--out", "x.safetensors", "--licence", "MIT"]
 ARGV = {"train": [CONFIG], "publish": PUBLISH, "pipeline": [CONFIG], "export": [CONFIG, "--format", "onnx"]}
 
