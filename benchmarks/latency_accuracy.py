@@ -1,6 +1,7 @@
 """Is latency right? Tables, repeated measurements, the predictor and searches against what is measured: four tables.
 
     python benchmarks/latency_accuracy.py [--json F] [--work-dir D] [--quick] [--only PART …]
+    python benchmarks/latency_accuracy.py --from-results [--json F]
 
 Runs, one after the other (nothing else should run on the machine):
 
@@ -9,7 +10,8 @@ repeat     benchmarks/latency_repeat.py      40 networks measured twice beside a
 published  benchmarks/latency_published.py   the predictor against published figures, each left out (seconds)
 targets    benchmarks/search_targets.py      ten searches with targets spread over a space (about 15 minutes)
 
-Each writes its own JSON into ``--work-dir`` and is not run again where the same command made it. ``--json F`` writes
+Each writes its own JSON into ``--work-dir`` and is not run again where the same command made it. ``--from-results``
+runs nothing: it takes what `benchmarks/results` holds of the four scripts, run one by one. ``--json F`` writes
 ``{"spaces": {space: {backend: {"within5", "within10", "tau", "n", …}}}, "published": {column: {"mean_abs", "worst",
 …}}, "targets": [{"target_ms", "measured_ms", …}], "repeat": {…}}``; the figures of ``spaces`` are those of tables
 with the widths that `build_table` measures, on networks of all sizes; ``uniform`` beside them is on networks drawn
@@ -30,6 +32,12 @@ from prunet_zoo.files import write_atomic, write_json
 from prunet_zoo.latency.record import now
 
 FOLDER = Path(__file__).resolve().parent
+KEPT = {
+    "spaces": "latency_spaces.json",
+    "repeat": "latency_repeat_load.json",
+    "published": "latency_published.json",
+    "targets": "search_targets.json",
+}  # in benchmarks/results
 FIGURES = ("within5", "within10", "tau", "n", "mean_abs", "worst")
 
 
@@ -59,7 +67,8 @@ def run_part(name: str, command: list[str], out: Path) -> Any:
 
 def condense(found: dict[str, Any]) -> dict[str, Any]:
     """The figures that decide, in the form that the module's docstring names."""
-    result: dict[str, Any] = {"date": now()}
+    dates = {name: part["date"] for name, part in found.items() if "date" in part}
+    result: dict[str, Any] = {"date": now(), "parts": dates}
     if "spaces" in found:
         result["spaces"] = {
             space: {
@@ -91,10 +100,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a minute or two each, to see that it runs")
     parts = ("spaces", "repeat", "published", "targets")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART", help=", ".join(parts))
+    kept = "run nothing: take the results of the four scripts that benchmarks/results holds"
+    parser.add_argument("--from-results", action="store_true", help=kept)
     args = parser.parse_args()
     out = args.work_dir or Path(tempfile.mkdtemp(prefix="latency_accuracy_"))
     out.mkdir(parents=True, exist_ok=True)
-    found = {name: run_part(name, commands(out, args.quick)[name], out) for name in parts if name in args.only}
+    found = {}
+    for name in [name for name in parts if name in args.only]:
+        if args.from_results:
+            found[name] = json.loads((FOLDER / "results" / KEPT[name]).read_text(encoding="utf-8"))
+        else:
+            found[name] = run_part(name, commands(out, args.quick)[name], out)
     figures = condense(found)
     for space, backends in figures.get("spaces", {}).items():
         for backend, row in backends.items():
