@@ -37,7 +37,7 @@ def check_archs(archs: Sequence[str], size: Size | None, setting: Setting, advic
     """The same for networks as `prunet_zoo.latency.measure` takes them, at ``size`` or else their own, on the CPU."""
     if setting.accelerator != "cpu" or setting.batch < 1:
         return
-    for arch in map(find_arch, archs):
+    for arch in (find_arch(name, with_weights=False) for name in archs):
         if not (arch.startswith(TIMM) or is_pruned_file(arch)):
             check_memory(resolve_arch(arch), size, setting.batch, setting.dtype, advice)
             continue

@@ -38,9 +38,9 @@ class Subject:
         return sum(p.numel() for p in self.module.parameters())
 
 
-def find_arch(arch: str) -> str:
+def find_arch(arch: str, with_weights: bool = True) -> str:
     """The weights file of ``prunet://NAME``, and of a listed network whose spec lies in its weights; any other name or
-    path as it is.
+    path as it is. Not ``with_weights``: the listed name where there is one, and nothing is downloaded for it.
 
     Raises:
         UnknownNameError, DownloadError: there is no such network, or its weights could not be brought.
@@ -57,7 +57,7 @@ def find_arch(arch: str) -> str:
             f"{entry.name!r} is a detector, and classifiers are measured here; give one, or the spec of the detector's "
             "backbone"
         )
-    return str(download(entry.name))
+    return entry.arch if entry.arch is not None and not with_weights else str(download(entry.name))
 
 
 def load_subject(arch: Arch, input_size: Size | None = None) -> Subject:

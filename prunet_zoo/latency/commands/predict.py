@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> str:
         raise SpecError(f"--input-size takes one side or height and width, got {len(args.input_size)} numbers")
     if args.arch.startswith(TIMM):
         raise SpecError(
-            f"predict needs a network's spec, and {args.arch} of timm has none here; a listed name, a spec (.json) or "
-            f"weights (.safetensors) have one. On a device at hand: python tools/latency.py measure {args.arch}"
+            "predict needs a network's spec, which networks of timm do not have; give a listed name, a spec (.json) or "
+            f"weights (.safetensors). On a device at hand: python tools/latency.py measure {args.arch}"
         )
-    arch = find_arch(args.arch)
+    arch = find_arch(args.arch, with_weights=False)
     if is_pruned_file(arch):
         raise SpecError(
             f"predict needs the spec of a network of this package's blocks, and {args.arch} is a pruned one; on a "
