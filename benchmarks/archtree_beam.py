@@ -6,100 +6,52 @@
 A start network of space `prunet_cpu_small` (irb 3×3 blocks at half of their greatest width) is trained on a part of
 CIFAR-10, then pruned to ``share`` of its measured latency (ONNX Runtime, one thread, batch 1) with B = 4, C = 3, and
 with B = 1. Equal time: all seconds of the tree count, for measuring and for recovery with scoring. B = 1 measures and
-trains every group's removal in each round (C = 10), and each child for so many more steps that, by the seconds that a
-measurement, a training step and a score took with B = 4, as many rounds would take as long as they did with B = 4.
-What both then took is in the table. Both networks are fine-tuned alike, measured in turn in a process of their own,
-and tested. 20% of the training images are held out; they score nodes and are not trained on. Rows that a work
-directory holds are not made again.
+trains every group's removal in each round (C = 10), and each child for more steps. How many is first reckoned from the
+seconds that a measurement, a training step and a score took with B = 4; where B = 1 then takes 10% more or less time
+than B = 4, it is grown again with the steps corrected, up to three times in all, and the tree nearest in time counts.
+``time_ratio`` is B = 1's seconds over B = 4's; rows that are more than 10% off, or whose tree was stopped on its way
+(its seconds lack those of the round that was lost), are marked.
+
+Both networks are fine-tuned alike, measured in turn in a process of their own, and tested. 20% of the training images
+are held out; they score nodes and are not trained on. What is finished lies in the work directory, in a folder for
+each choice of settings, and is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import os
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
+from cifar import ARCHIVE, Split, augment, normalise, read_images
 from rich.console import Console
 from rich.table import Table
 
-from prunet_zoo.errors import DataError
+from prunet_zoo.cost import MacsCost, ScaledCost
 from prunet_zoo.files import write_json
 from prunet_zoo.latency import measure, measure_together
+from prunet_zoo.latency.backends.base import cpu_name
+from prunet_zoo.latency.record import now
 from prunet_zoo.models import create_model, save_weights
-from prunet_zoo.search import Archtree, MacsCost, Services
+from prunet_zoo.search import Archtree, Services
 from prunet_zoo.search.archtree_workers import RecoverJob, recover, score
 from prunet_zoo.space import load_space
-from prunet_zoo.spec import NetSpec
+from prunet_zoo.spec import NetSpec, stable_hash
 from prunet_zoo.supernet.masked_spec import SpecNet
 
-ROOT = Path(__file__).resolve().parent.parent
-ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10.tar.xz"
-BATCH = 128
-MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # of CIFAR-10, in 1/255
+SPACE, BATCH = "prunet_cpu_small", 128
+SETTINGS = ("images", "epochs", "finetune", "rounds", "steps", "share", "workers")  # what a row depends on
+TRIES, NEAR = 3, 0.1  # of B = 1 to take as long as B = 4; how near is enough
 COLUMNS = ("seed", "beam", "top1", "top1_tree", "top1_start", "measured_ms", "share", "nodes", "steps", "total_s")
-Images = tuple[torch.Tensor, torch.Tensor]  # uint8 (N, 3, 32, 32), class indices (N,)
-
-
-class Proportional(MacsCost):
-    """What is expected before anything is measured: time goes with MACs. ``scale`` in ms per MMAC."""
-
-    unit = "ms"
-
-    def __init__(self, scale: float) -> None:
-        self.scale, self.hash = scale, f"macs*{scale!r}"
-
-    def block(self, *block: Any) -> float:
-        """ms of one block."""
-        return self.scale * super().block(*block)
-
-    def __call__(self, spec: NetSpec) -> float:
-        return self.scale * super().__call__(spec)
-
-
-def read_images(source: Path, part: str, per_class: int) -> Images:
-    """The first images of each class of ``part`` ('train' or 'test'), of a folder or of a tar file."""
-    found: list[tuple[str, np.ndarray[Any, Any]]] = []
-    for name, data in _files(source, part, per_class):
-        found.append((name, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))))
-    if not found:
-        raise DataError(f"{source} has no images {part}/<class>/<number>.jpg; give the folder of CIFAR-10: --data-root")
-    classes = sorted({name for name, _ in found})
-    pixels = torch.from_numpy(np.stack([image for _, image in found])).permute(0, 3, 1, 2).contiguous()
-    return pixels, torch.tensor([classes.index(name) for name, _ in found])
-
-
-def _files(source: Path, part: str, per_class: int) -> Iterator[tuple[str, bytes]]:
-    def wanted(parts: tuple[str, ...]) -> bool:
-        number = parts[-1].partition(".")[0]
-        return len(parts) > 2 and parts[-3] == part and number.isdigit() and int(number) < per_class
-
-    if source.is_dir():
-        for path in sorted(source.glob(f"{part}/*/*.jpg")):
-            if wanted(path.parts):
-                yield path.parts[-2], path.read_bytes()
-        return
-    if not source.is_file():
-        raise DataError(f"CIFAR-10 is not at {source}; give its folder (train/, test/): --data-root")
-    with tarfile.open(source) as archive:
-        for member in archive:
-            if member.isfile() and wanted(Path(member.name).parts):
-                file = archive.extractfile(member)
-                assert file is not None
-                yield Path(member.name).parts[-2], file.read()
 
 
 class Data:
@@ -113,27 +65,19 @@ class Data:
         self.train_part = pixels[order[cut:]], labels[order[cut:]]
         self.test_part = read_images(source, "test", max(1, per_class // 2))
 
-    def train(self, seed: int) -> Iterator[Images]:
-        """Endless batches: random crops of the image with 4 px of border, and mirror images."""
+    def train(self, seed: int) -> Iterator[Split]:
+        """Endless batches of crops and mirror images."""
         pixels, labels = self.train_part
         g = torch.Generator().manual_seed(seed)
         while True:
             order = torch.randperm(len(labels), generator=g)
             for pick in order.split(BATCH)[: max(1, len(labels) // BATCH)]:
-                dy, dx = torch.randint(0, 9, (2,), generator=g).tolist()
-                batch = F.pad(pixels[pick], (4, 4, 4, 4))[:, :, dy : dy + 32, dx : dx + 32]
-                flip = torch.rand(len(pick), generator=g) < 0.5
-                yield normalise(torch.where(flip[:, None, None, None], batch.flip(3), batch)), labels[pick]
+                yield normalise(augment(pixels[pick], g)), labels[pick]
 
-    def fixed(self, part: Images) -> Iterator[Images]:
+    def fixed(self, part: Split) -> Iterator[Split]:
         """Once through, as they are."""
         for images, labels in zip(part[0].split(256), part[1].split(256), strict=True):
             yield normalise(images), labels
-
-
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, 3, H, W) to floats of mean 0 and standard deviation 1."""
-    return (pixels.float() - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
 def start_encoding(space: Any) -> tuple[tuple[int, int], ...]:
@@ -156,20 +100,24 @@ class _Lazy:
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[Images]:
+    def __iter__(self) -> Iterator[Split]:
         return islice(self.data.train(self.seed), self.steps)
 
 
-def ms(spec: NetSpec, attempts: int = 1) -> dict[str, Any]:
+def ms(spec: NetSpec, attempts: int = 1, seconds: float = 0.4) -> dict[str, Any]:
     """The latency record of a network: ONNX Runtime, one thread, batch 1. The tree repeats what it doubts."""
-    return measure(spec, backend="onnxruntime", threads=1, seconds=0.4, attempts=attempts).to_dict()
+    return measure(spec, backend="onnxruntime", threads=1, seconds=seconds, attempts=attempts).to_dict()
 
 
 class Watch:
-    """Services whose measurements are timed."""
+    """Services whose measurements are timed, over all runs of a tree: the times are kept in its folder."""
 
     def __init__(self, data: Data, folder: Path) -> None:
-        self.seconds, self.count = 0.0, 0
+        self.path = folder / "watch.json"
+        known = _read(self.path) if self.path.is_file() else {}
+        self.seconds, self.count = known.get("seconds", 0.0), known.get("count", 0)
+        self.runs = known.get("runs", 0) + 1
+        self._write()
         self.services = Services(
             data.train,
             lambda: data.fixed(data.held_part),
@@ -178,25 +126,28 @@ class Watch:
             lambda line: print(line, file=sys.stderr),
         )
 
-    def _measure(self, spec: NetSpec) -> dict[str, Any]:
+    def _measure(self, spec: NetSpec, quick: bool = False) -> dict[str, Any]:
         before = time.perf_counter()
-        record = ms(spec)
+        record = ms(spec, seconds=0.15 if quick else 0.4)
         self.seconds += time.perf_counter() - before
         self.count += 1
+        self._write()
         return record
+
+    def _write(self) -> None:
+        write_json(self.path, {"seconds": self.seconds, "count": self.count, "runs": self.runs})
 
 
 def grow(
-    args: argparse.Namespace, data: Data, state: dict[str, torch.Tensor], seed: int, **options: Any
+    args: argparse.Namespace, data: Data, state: dict[str, torch.Tensor], seed: int, name: str, **options: Any
 ) -> dict[str, Any]:
     """Prune the start network along a tree, fine-tune what is found; returns a row of figures."""
-    space = load_space("prunet_cpu_small")
+    space = load_space(SPACE)
     net = SpecNet(space, start_encoding(space), state)
-    whole = args.work_dir / f"start_{seed}.json"
-    start_ms = json.loads(whole.read_text(encoding="utf-8"))["start_ms"]
-    folder = args.work_dir / f"seed{seed}_beam{options['beam']}"
+    start_ms = _read(args.folder / f"start_{seed}.json")["start_ms"]
+    folder = args.folder / name
     watch = Watch(data, folder)
-    cost = Proportional(start_ms / MacsCost()(net.spec))
+    cost = ScaledCost(MacsCost(), net.spec, start_ms)
     target = args.share * start_ms
     strategy = Archtree(
         target, rounds=args.rounds, recovery_lr=0.02, importance_batches=2, held_batches=None, workers=args.workers,
@@ -218,6 +169,7 @@ def grow(
     nodes = len(tree["tree"]) - 1
     return {
         "seed": seed,
+        "name": name,
         **{key: options[key] for key in ("beam", "children", "recovery_steps")},
         "target_ms": target,
         "top1": round(top1, 2),
@@ -231,37 +183,76 @@ def grow(
         "measure_s": round(watch.seconds, 2),
         "train_s": round(tree["seconds"] - watch.seconds, 2),
         "total_s": round(tree["seconds"], 2),
+        "runs": watch.runs,
         "missed": tree["missed"],
     }
 
 
-def equal_time(
-    args: argparse.Namespace, data: Data, row: dict[str, Any], state: dict[str, torch.Tensor]
-) -> dict[str, int]:
-    """The options of B = 1: every group's removal, and as many steps as the time that B = 4 took leaves room for."""
-    space = load_space("prunet_cpu_small")
-    net = SpecNet(space, start_encoding(space), state)
-    children, rounds = len(net.groups), max(1, row["rounds"])
+def time_parts(net: SpecNet, data: Data) -> tuple[float, float]:
+    """Seconds of a training step and of what a child costs besides, on the start network in this process."""
     _, module = net.remove([torch.ones(g.channels, dtype=torch.bool) for g in net.groups], "probe")
     held = list(data.fixed(data.held_part))
     times = []
-    for steps in (1, 6):  # a training step and a score, on the start network
+    for steps in (1, 6):
         before = time.perf_counter()
         recover(RecoverJob(module, 0, steps, 1e-4), list(islice(data.train(0), steps)), held, "cpu")
         times.append(time.perf_counter() - before)
-    step, fixed = (times[1] - times[0]) / 5, times[0] - (times[1] - times[0]) / 5
-    per_child = row["train_s"] / row["nodes"]  # of B = 4, on its way from the start network to the target
-    scale = per_child / (fixed + row["recovery_steps"] * step)
-    left = row["total_s"] / rounds - children * row["measure_s"] / max(1, row["measurements"])
-    steps = (left / children / scale - fixed) / step
-    return {"beam": 1, "children": children, "measure_most": children, "recovery_steps": max(1, math.floor(steps))}
+    step = (times[1] - times[0]) / 5
+    return step, times[0] - step
+
+
+def first_steps(wide: dict[str, Any], children: int, step: float, fixed: float) -> int:
+    """Steps of a child of B = 1 with which as many rounds as B = 4 had (``wide``) would take as long."""
+    per_child = wide["train_s"] / wide["nodes"]  # of B = 4, on its way from the start network to the target
+    scale = per_child / (fixed + wide["recovery_steps"] * step)
+    left = wide["total_s"] / max(1, wide["rounds"]) - children * wide["measure_s"] / max(1, wide["measurements"])
+    return max(1, math.floor((left / children / scale - fixed) / step))
+
+
+def corrected(row: dict[str, Any], seconds: float, step: float, workers: int) -> int:
+    """Steps of a child with which the tree of ``row`` would take so many seconds; ``step`` in s."""
+    rate = row["nodes"] * step / max(1, workers)  # s for one step more of every child
+    return max(1, round(row["recovery_steps"] + (seconds - row["total_s"]) / rate))
+
+
+def marks(row: dict[str, Any]) -> str:
+    """Why the seconds of a row are not to be compared with the other's; '' where they are."""
+    why = [f"{row['time_ratio']:.2f} of the time"] if abs(row["time_ratio"] - 1) > NEAR else []
+    return ", ".join([*why, "stopped on its way"] if row["runs"] > 1 else why)
+
+
+def greedy_row(
+    args: argparse.Namespace, data: Data, state: dict[str, torch.Tensor], seed: int, wide: dict[str, Any]
+) -> dict[str, Any]:
+    """The row of B = 1 that took nearest to the time of B = 4 (``wide``); see the top of the file."""
+    space = load_space(SPACE)
+    net = SpecNet(space, start_encoding(space), state)
+    children, parts = len(net.groups), args.folder / f"parts_{seed}.json"
+    if not parts.is_file():
+        write_json(parts, time_parts(net, data))
+    step, fixed = _read(parts)
+    steps = first_steps(wide, children, step, fixed)
+    tries: dict[int, dict[str, Any]] = {}
+    while len(tries) < TRIES and steps not in tries:
+        name = f"seed{seed}_beam1_{len(tries)}"
+        path = args.folder / f"{name}.json"
+        if not path.is_file():
+            options = {"beam": 1, "children": children, "measure_most": children, "recovery_steps": steps}
+            row = grow(args, data, state, seed, name, **options)
+            write_json(path, {**row, "time_ratio": round(row["total_s"] / wide["total_s"], 3)})
+        row = tries[steps] = _read(path)
+        if abs(row["time_ratio"] - 1) <= NEAR:
+            break
+        steps = corrected(row, wide["total_s"], step, args.workers)
+    best = min(tries.values(), key=lambda row: abs(math.log(row["time_ratio"])))
+    return {**best, "tries": [[row["recovery_steps"], row["time_ratio"]] for row in tries.values()]}
 
 
 def run_seed(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """Both rows of a seed; those that the work directory holds are read."""
+    """Both rows of a seed; those that the folder holds are read."""
     data = Data(args.data_root or ARCHIVE, args.images, seed)
-    space = load_space("prunet_cpu_small")
-    start, weights = args.work_dir / f"start_{seed}.json", args.work_dir / f"start_{seed}.safetensors"
+    space = load_space(SPACE)
+    start, weights = args.folder / f"start_{seed}.json", args.folder / f"start_{seed}.safetensors"
     if not start.is_file():
         torch.manual_seed(seed)
         net = SpecNet(space, start_encoding(space))
@@ -271,22 +262,26 @@ def run_seed(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
         top1, _ = score(model, list(data.fixed(data.test_part)), "cpu")
         write_json(start, {"start_ms": ms(net.spec, 3)["median_ms"], "top1_start": round(top1, 2)})
     state = create_model(weights).state_dict()
-    about = json.loads(start.read_text(encoding="utf-8"))
-    rows: list[dict[str, Any]] = []
-    for beam in (4, 1):
-        path = args.work_dir / f"row_{seed}_{beam}.json"
-        if not path.is_file():
-            wide = {"beam": 4, "children": 3, "measure_most": 3, "recovery_steps": args.steps}
-            options = wide if beam == 4 else equal_time(args, data, rows[0], state)
-            write_json(path, {**grow(args, data, state, seed, **options), **about})
-        rows.append(json.loads(path.read_text(encoding="utf-8")))
-        print(f"seed {seed}, B = {beam}: {rows[-1]['top1']}%", file=sys.stderr)
+    name = f"seed{seed}_beam4"
+    path = args.folder / f"{name}.json"
+    if not path.is_file():
+        options = {"beam": 4, "children": 3, "measure_most": 3, "recovery_steps": args.steps}
+        write_json(path, {**grow(args, data, state, seed, name, **options), "time_ratio": 1.0})
+    wide = _read(path)
+    rows = []
+    for row in (wide, greedy_row(args, data, state, seed, wide)):
+        rows.append({**row, **_read(start), "marks": marks(row)})
+        print(f"seed {seed}, B = {row['beam']}: {row['top1']}%, {row['total_s']:.0f} s", file=sys.stderr)
     return rows
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def measure_anew(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Add the latency of every network, measured in turn in a process that has done nothing else."""
-    specs = [str(args.work_dir / f"seed{row['seed']}_beam{row['beam']}" / "spec.json") for row in rows]
+    specs = [str(args.folder / row["name"] / "spec.json") for row in rows]
     done = subprocess.run(
         [sys.executable, __file__, "--measure", *specs], stdout=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -304,10 +299,10 @@ def show(rows: list[dict[str, Any]], images: int) -> dict[str, Any]:
     first = rows[0]
     title = f"{first['device']}, {first['backend']}, {first['threads']} thread; {8 * images} training images"
     table = Table(title=f"{title}; {first['date'][:10]}")
-    for column in COLUMNS:
+    for column in (*COLUMNS, "marks"):
         table.add_column(column)
     for row in rows:
-        table.add_row(*(str(row[c]) if c != "share" else f"{row[c]:.3f}" for c in COLUMNS))
+        table.add_row(*(str(row[c]) if c != "share" else f"{row[c]:.3f}" for c in COLUMNS), row["marks"])
     console = Console(width=140)
     console.print(table)
     mean = {b: sum(r["top1"] for r in rows if r["beam"] == b) / (len(rows) / 2) for b in (4, 1)}
@@ -346,19 +341,28 @@ def main() -> None:
         taken = measure_together(args.measure, backend="onnxruntime", threads=1, seconds=2.0)
         print(json.dumps([record.to_dict() for record in taken]))
         return
-    quick = {"seeds": 1, "images": 50, "epochs": 2, "finetune": 1, "rounds": 2, "steps": 2, "share": 0.9}
+    quick = {"seeds": 1, "images": 50, "epochs": 2, "finetune": 1, "rounds": 2, "steps": 2, "share": 0.95}
     usual = {"seeds": 3, "images": 800, "epochs": 6, "finetune": 3, "rounds": 9, "steps": 10, "share": 0.7}
     for name, value in (quick if args.quick else usual).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.work_dir = args.work_dir or Path("work_dirs/archtree_beam" + ("_quick" if args.quick else ""))
-    args.work_dir.mkdir(parents=True, exist_ok=True)
+    setting = {**{name: getattr(args, name) for name in SETTINGS}, "space": SPACE, "data": "CIFAR-10", "batch": BATCH}
+    args.folder = args.work_dir / stable_hash(setting)
+    args.folder.mkdir(parents=True, exist_ok=True)
     rows = [row for seed in range(args.seeds) for row in run_seed(args, seed)]
     measure_anew(args, rows)
     means = show(rows, args.images)
     if args.json:
-        about = {name: getattr(args, name) for name in ("images", "epochs", "finetune", "rounds", "share", "workers")}
-        write_json(args.json, {"rows": rows, **means, **about, "space": "prunet_cpu_small", "data": "CIFAR-10"})
+        options = "".join(f" --{name} {getattr(args, name)}" for name in ("seeds", *SETTINGS))
+        about = {
+            "command": f"python benchmarks/archtree_beam.py{options}",
+            "device": cpu_name(),
+            "date": now(),
+            "seeds": list(range(args.seeds)),
+            "setting": setting,
+        }
+        write_json(args.json, {**about, **means, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
 """The four methods on one space, data set and budget: accuracy, measured latency, search time, memory.
 
     python benchmarks/methods.py [--json F] [--quick] [--data cifar10] [--seeds 3] [--target-ms T] [--methods M ...]
-                                 [--epochs 12] [--train-epochs 20] [--images 500] [--start inherited]
+                                 [--epochs 10] [--train-epochs 15] [--images 300] [--start inherited]
                                  [--data-root D] [--work-dir D]
 
 Space prunet_cpu_small, ONNX Runtime on one CPU thread, one latency table for all. Every method searches for the same
-number of epochs (the part of pruning methods that comes before and after pruning included; the recovery steps of
-Archtree come on top and count in ``search_s``), and the network that it found is trained for the same number of epochs
-more, from the weights that it inherited. PaS and Archtree prune the space's largest network.
+number of epochs, and the network that it found is trained for the same number of epochs more, from the weights that it
+inherited. PaS and Archtree prune the space's largest network; what they train before and after pruning is part of the
+epochs.
+
+The same epochs are passes over the images that weights are trained on; they are not the same work. Tiered pruning makes
+an architecture step on held-out images for each weight step; DDPNAS scores every sub-network that it draws on a
+held-out batch; PaS learns its masks in its weight steps; Archtree's importance, recovery steps and scores come on top.
+All of it counts in ``search_s``. Archtree grows a smaller tree than its config's (``TREE``).
 
 Two rows say whether searching helps: ``random``, a network of the space drawn at random that meets the budget when
 measured, and ``uniform``, the largest network with all widths scaled by one factor. Both are trained from scratch, for
@@ -24,8 +29,6 @@ import json
 import os
 import random
 import statistics
-import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cifar import ARCHIVE, unpack
 from digit_scenes import Job, RunError, from_root, run_jobs
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +46,7 @@ from prunet_zoo.compare.draw import draw_comparison
 from prunet_zoo.compare.reports import Found
 from prunet_zoo.compare.rows import compare
 from prunet_zoo.cost import default_target, space_cost
-from prunet_zoo.errors import DataError, LatencyError
+from prunet_zoo.errors import LatencyError
 from prunet_zoo.files import write_atomic, write_json
 from prunet_zoo.latency import QUICK, LatencyTable, build_table, progress_bar
 from prunet_zoo.mm.cli import run_tool
@@ -53,21 +57,32 @@ from prunet_zoo.space import Encoding, SearchSpace, load_space
 from prunet_zoo.spec import NetSpec, load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
-ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10.tar.xz"
 SPACE = "prunet_cpu_small"
 METHODS, BASELINES = ("tiered", "ddpnas", "pas", "archtree"), ("random", "uniform")
-# what keeps a search within minutes: fewer survivors, children and rounds than the configs have
-TREE = ("beam=2", "children=3", "rounds=6", "measure_most=4")
+# what keeps a search within minutes: fewer survivors, children, rounds, steps and images than the configs have
+TREE = ("beam=2", "children=2", "rounds=6", "measure_most=3", "recovery_steps=10", "held_batches=8")
 SMALL_TREE = ("beam=1", "children=1", "rounds=2", "recovery_steps=2")
-QUICK_OPTIONS = {"ddpnas": ("passes=1", "widths=2"), "archtree": SMALL_TREE}
+FULL_OPTIONS, QUICK_OPTIONS = {"archtree": TREE}, {"ddpnas": ("passes=1", "widths=2"), "archtree": SMALL_TREE}
+EPOCHS = {
+    "all": "passes over the images that weights are trained on",
+    "tiered": "and an architecture step on held-out images for each weight step",
+    "ddpnas": "and a held-out batch for each sub-network drawn",
+    "pas": "masks learn in the weight steps",
+    "archtree": "and importance, recovery steps and scores of the tree",
+}
 DRAWS = 20_000  # random networks at most for one that costs what is asked for
 COLUMNS = ("method", "seeds", "top1", "spread", "latency_ms", "over", "search_s", "peak_mb", "MMACs")
+
+
+def strategy_options(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+    """What differs from the methods' configs."""
+    return QUICK_OPTIONS if args.quick else FULL_OPTIONS
 
 
 def search_job(args: argparse.Namespace, method: str, seed: int, table: Path) -> Job:
     """One search as a user would run it."""
     folder = args.work / f"{method}_{seed}" / "search"
-    strategy = QUICK_OPTIONS.get(method, ()) if args.quick else TREE if method == "archtree" else ()
+    strategy = strategy_options(args).get(method, ())
     options = [
         f"train_cfg.max_epochs={args.epochs}", f"param_scheduler.T_max={args.epochs}",
         f"train_dataloader.batch_size={args.batch}", f"train_cfg.arch_dataloader.batch_size={args.batch}",
@@ -245,30 +260,11 @@ def as_found(row: dict[str, Any], about: dict[str, Any]) -> Found:
     )  # fmt: skip
 
 
-def find_cifar10(work: Path, images: int) -> Path:
-    """data/cifar10, or as much as is needed of the archive, unpacked into the work directory."""
-    here, unpacked = ROOT / "data" / "cifar10", work / f"cifar10_{images}"
-    if here.is_dir() or unpacked.is_dir():
-        return here if here.is_dir() else unpacked
-    if not ARCHIVE.is_file():
-        raise DataError(f"CIFAR-10 is neither in {here} nor at {ARCHIVE}; give its folder (train/, test/): --data-root")
-    with tempfile.TemporaryDirectory(dir=work) as folder, tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, members=[m for m in archive if _wanted(m.name, images)], filter="data")
-        Path(folder).chmod(0o755)
-        found = next(path.parent for path in Path(folder).glob("**/train"))
-        found.rename(unpacked)
-    return unpacked
-
-
-def _wanted(name: str, images: int) -> bool:
-    parts = name.strip("/").split("/")
-    return len(parts) < 3 or parts[-3] != "train" or int(parts[-1].split(".")[0]) < images
-
-
 def hold_to_plan(args: argparse.Namespace) -> None:
     """Keep the figures that all rows share in the work directory, and refuse to mix rows of other ones."""
     names = ("data", "quick", "epochs", "train_epochs", "images", "batch", "start", "target_ms")
     plan, path = {name: getattr(args, name) for name in names}, ROOT / args.work / "plan.json"
+    plan["strategy"] = {method: list(options) for method, options in strategy_options(args).items()}
     if path.is_file():
         old = json.loads(path.read_text(encoding="utf-8"))
         differing = [f"{key}: {old.get(key)} there, {plan[key]} here" for key in plan if old.get(key) != plan[key]]
@@ -291,9 +287,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="digits, one seed, a few images and epochs, a rough table")
     parser.add_argument("--data", choices=("cifar10", "digits"), help="default: cifar10; digits with --quick")
     parser.add_argument("--seeds", type=int, help="seeds 0 to N-1 (default: 3; 1 with --quick)")
-    parser.add_argument("--epochs", type=int, help="of a search (default: 12; 4 with --quick)")
-    parser.add_argument("--train-epochs", type=int, help="of training afterwards (default: 20; 2 with --quick)")
-    parser.add_argument("--images", type=int, help="training images of each class (default: 500; 40 with --quick)")
+    parser.add_argument("--epochs", type=int, help="of a search (default: 10; 4 with --quick)")
+    parser.add_argument("--train-epochs", type=int, help="of training afterwards (default: 15; 2 with --quick)")
+    parser.add_argument("--images", type=int, help="training images of each class (default: 300; 40 with --quick)")
     parser.add_argument("--target-ms", type=float, metavar="T", help="default: a third of the way up the space's range")
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, *BASELINES), default=[*METHODS, *BASELINES])
     parser.add_argument("--start", choices=("inherited", "scratch"), default="inherited", help="of the training")
@@ -308,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     quick = args.quick
     args.data = args.data or ("digits" if quick else "cifar10")
-    for name, full, short in (("seeds", 3, 1), ("epochs", 12, 4), ("train_epochs", 20, 2), ("images", 500, 40)):
+    for name, full, short in (("seeds", 3, 1), ("epochs", 10, 4), ("train_epochs", 15, 2), ("images", 300, 40)):
         if getattr(args, name) is None:
             setattr(args, name, short if quick else full)
         if getattr(args, name) < 1:
@@ -318,7 +314,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     (ROOT / args.work).mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     if args.data == "cifar10":
-        args.data_root = from_root(args.data_root or find_cifar10(ROOT / args.work, args.images))
+        here = ROOT / "data" / "cifar10"
+        found = args.data_root or (here if here.is_dir() else unpack(ARCHIVE, ROOT / args.work, args.images))
+        args.data_root = from_root(found)
     space, console = load_space(SPACE), Console(stderr=True)
     path, table = make_table(args, space)
     if args.target_ms is None:
@@ -340,6 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows.sort(key=lambda row: (args.methods.index(row["method"]), row["seed"]))
     about = {"space": SPACE, "data": args.data, "images_per_class": args.images, "epochs": args.epochs}
     about |= {"train_epochs": args.train_epochs, "start": args.start, "target_ms": args.target_ms}
+    about |= {"strategy": strategy_options(args), "epochs_are": EPOCHS}
     summary = summarise(rows)
     show(rows, summary, about)
     if args.json:

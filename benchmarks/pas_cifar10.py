@@ -1,6 +1,7 @@
 """Pruning-as-Search against magnitude pruning and torch-pruning's BN-scale pruner: a small ResNet at half of its MACs.
 
-    python benchmarks/pas_cifar10.py [--json F] [--quick] [--seeds 3] [--epochs-pretrain 16] [--epochs 10] [--images N]
+    python benchmarks/pas_cifar10.py [--json F] [--quick] [--first-seed 0] [--seeds 3] [--epochs-pretrain 16]
+                                     [--epochs 10] [--images N] [--sweep-reg] [--sweep-pas-lr]
 
 CIFAR-10 of ``../shared/data`` (the first N training images, equally many a class; all test images); a ResNet of timm's
 class for 32 px (3×3 stem, four stages of one BasicBlock). For each seed one network is trained; every method starts
@@ -15,6 +16,10 @@ The last two are torch-pruning's (`MagnitudeImportance`, `BNScalePruner`), remov
 network has at most half of the MACs; no layer falls under a tenth of its channels. PaS may take any width too. The same
 channels may go in all three: inner ones of the blocks and whole residual streams.
 
+``--sweep-reg`` and ``--sweep-pas-lr`` choose bn_scale's penalty and the learning rate of PaS's masks for the table: the
+value that is best on training images that no network is trained on, from a start network of a seed that is not in the
+table (``--sweep-seed``). What each value gave stands in the JSON.
+
 A run goes on where it was stopped: what is finished, by seed and method, lies in ``--work``.
 """
 
@@ -25,7 +30,6 @@ import copy
 import io
 import json
 import statistics
-import tarfile
 import time
 import warnings
 from collections.abc import Callable
@@ -35,13 +39,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from cifar import ARCHIVE, CLASSES, SIZE, Split, augment, normalise, read_images
 from rich.console import Console
 from rich.table import Table
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from prunet_zoo.errors import DataError
 from prunet_zoo.files import write_atomic, write_json
 from prunet_zoo.latency import progress_bar
 from prunet_zoo.latency.backends.base import cpu_name
@@ -52,12 +55,12 @@ from prunet_zoo.spec import stable_hash
 from prunet_zoo.supernet.traced import TracedCost, TracedNet
 
 ROOT = Path(__file__).resolve().parents[1]
-ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10.tar.xz"
-SIZE, CLASSES, BATCH = 32, 10, 128
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+BATCH, HELD = 128, 2000  # HELD: images that `sweep` compares values on
 METHODS = ("pas", "magnitude", "bn_scale")
-Split = tuple[torch.Tensor, torch.Tensor]  # uint8 images (N, 3, 32, 32), classes (N,)
-Progress = Callable[[int, int, str], None]
+SWEEPS = {"reg": ("bn_scale", (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)), "pas_lr": ("pas", (0.1, 0.25, 0.5, 1.0))}
+SETTINGS = (
+    "epochs_pretrain", "epochs", "finetune", "images", "share", "reg", "pas_lr", "lr", "lr_search", "lr_finetune",
+)  # fmt: skip
 
 
 def small_resnet() -> nn.Module:
@@ -74,52 +77,19 @@ def count_macs(net: nn.Module) -> int:
     return take_profile(net, 3, (SIZE, SIZE)).macs({})
 
 
-def load_cifar(work: Path, images: int, tests: int) -> tuple[Split, Split]:
-    """The first images of each class, decoded once and kept in ``work``."""
-    file = work / f"cifar10_{images}_{tests}.pt"
+def load_cifar(work: Path, images: int, tests: int) -> tuple[Split, Split, Split]:
+    """The first ``images`` for training, the next ones for `sweep`, test images; decoded once and kept in ``work``."""
+    file = work / f"images_{images}_{tests}.pt"
     if not file.is_file():
-        if not ARCHIVE.is_file():
-            raise DataError(f"CIFAR-10 is not at {ARCHIVE}")
-        parts = [_decode("train", images // CLASSES), _decode("test", tests // CLASSES)]
+        of_class, held = images // CLASSES, min(images, HELD) // CLASSES
+        x, y = read_images(ARCHIVE, "train", of_class + held)
+        test = read_images(ARCHIVE, "test", tests // CLASSES)
+        first = torch.arange(len(y)) % (of_class + held) < of_class  # images stand class by class
         buffer = io.BytesIO()
-        torch.save([tensor for part in parts for tensor in part], buffer)
+        torch.save([x[first], y[first], x[~first], y[~first], *test], buffer)
         write_atomic(file, buffer.getvalue())
-    x, y, test_x, test_y = torch.load(file, weights_only=True)
-    return (x, y), (test_x, test_y)
-
-
-def _decode(part: str, per_class: int) -> Split:
-    found: dict[str, list[tuple[str, np.ndarray]]] = {}
-    with tarfile.open(ARCHIVE) as archive:
-        for member in archive:
-            names = member.name.strip("/").split("/")
-            file = archive.extractfile(member) if member.isfile() and names[-3:-2] == [part] else None
-            if file is not None and int(names[-1].split(".")[0]) < per_class:
-                pixels = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"))
-                found.setdefault(names[-2], []).append((names[-1], pixels))
-    rows = [
-        (i, pixels) for i, name in enumerate(sorted(found)) for _, pixels in sorted(found[name], key=lambda r: r[0])
-    ]
-    images = torch.from_numpy(np.stack([pixels for _, pixels in rows])).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor([i for i, _ in rows])
-
-
-def scaled(images: torch.Tensor) -> torch.Tensor:
-    """Normalised floats of uint8 images."""
-    return (images.float() / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
-
-
-def augmented(images: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-    """A crop of the images padded by 4 px, one place an image, half of them mirrored: (B, 3, 32, 32) uint8."""
-    count = len(images)
-    padded = F.pad(images, (4, 4, 4, 4))
-    at = torch.randint(0, 9, (2, count), generator=draw)
-    rows = (at[0][:, None] + torch.arange(SIZE)).view(count, 1, SIZE, 1)
-    flip = torch.rand(count, generator=draw) < 0.5
-    steps = torch.where(flip[:, None], torch.arange(SIZE - 1, -1, -1), torch.arange(SIZE))
-    columns = (at[1][:, None] + steps).view(count, 1, 1, SIZE)
-    channels = torch.arange(3).view(1, 3, 1, 1)
-    return padded[torch.arange(count).view(count, 1, 1, 1), channels, rows, columns]
+    a, b, c, d, e, f = torch.load(file, weights_only=True)
+    return (a, b), (c, d), (e, f)
 
 
 class Trainer:
@@ -155,7 +125,7 @@ class Trainer:
                 order = torch.randperm(len(self.images), generator=self.draw)
             chosen = order[step % self.steps * BATCH :][:BATCH]
             optimizer.param_groups[0]["lr"] = lr
-            loss = F.cross_entropy(net(scaled(augmented(self.images[chosen], self.draw))), self.labels[chosen])
+            loss = F.cross_entropy(net(normalise(augment(self.images[chosen], self.draw))), self.labels[chosen])
             extra = penalty()
             optimizer.zero_grad()
             (loss if extra is None else loss + extra).backward()
@@ -179,7 +149,8 @@ def accuracy(net: nn.Module, test: Split) -> float:
     """Top-1 in percent."""
     net.eval()
     right = sum(
-        int((net(scaled(x)).argmax(1) == y).sum()) for x, y in zip(test[0].split(500), test[1].split(500), strict=True)
+        int((net(normalise(x)).argmax(1) == y).sum())
+        for x, y in zip(test[0].split(500), test[1].split(500), strict=True)
     )
     return 100 * right / len(test[1])
 
@@ -189,7 +160,7 @@ def prune_pas(net: nn.Module, trainer: Trainer, args: argparse.Namespace, seed: 
     masked = TracedNet(copy.deepcopy(net), SIZE, CLASSES, step=1)
     cost = TracedCost(masked.space)
     target = args.share * cost(masked.spec)
-    strategy = PruningAsSearch(target=target, finetune=args.finetune / args.epochs)
+    strategy = PruningAsSearch(target=target, lr=args.pas_lr, finetune=args.finetune / args.epochs)
     strategy.setup(masked, cost, epochs=args.epochs, seed=seed, steps_per_epoch=trainer.steps)
     assert strategy.decision_epoch == args.epochs - args.finetune
     trainer.run(
@@ -257,10 +228,15 @@ def take_out(net: nn.Module, pruner: Any, share: float) -> nn.Module:
 PRUNE = {"pas": prune_pas, "magnitude": prune_magnitude, "bn_scale": prune_bn_scale}
 
 
-def pretrained(folder: Path, train: Split, args: argparse.Namespace, seed: int, tell: Callable[[], None]) -> nn.Module:
+def start_file(args: argparse.Namespace, seed: int) -> Path:
+    """The start network's weights: by what they depend on, for sweeps and tables alike."""
+    return args.work / "start" / stable_hash([args.epochs_pretrain, args.images, args.lr, BATCH]) / f"{seed}.pt"
+
+
+def pretrained(train: Split, args: argparse.Namespace, seed: int, tell: Callable[[], None]) -> nn.Module:
     """The start network of a seed, trained or read."""
     torch.manual_seed(seed)
-    net, file = small_resnet(), folder / f"start_{seed}.pt"
+    net, file = small_resnet(), start_file(args, seed)
     if file.is_file():
         net.load_state_dict(torch.load(file, weights_only=True))
         return net
@@ -340,13 +316,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="F")
     parser.add_argument("--quick", action="store_true", help="one seed, two epochs on 1,000 images")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from the first on")
     parser.add_argument("--epochs-pretrain", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=10, help="of each method, fine-tuning included")
     parser.add_argument("--finetune", type=int, default=6, help="of these, in the pruned network")
     parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--share", type=float, default=0.5, help="of the MACs that is left")
     parser.add_argument("--reg", type=float, default=5e-4, help="of bn_scale's penalty")
+    parser.add_argument("--pas-lr", type=float, default=0.25, help="learning rate of PaS's masks")
+    for name, (method, values) in SWEEPS.items():
+        tried = ", ".join(f"{value:g}" for value in values)
+        parser.add_argument(f"--sweep-{name.replace('_', '-')}", action="store_true", help=f"{method}: best of {tried}")
+    parser.add_argument("--sweep-seed", type=int, default=100, help="of the sweeps; none of the table's")
     parser.add_argument("--lr", type=float, default=0.1, help="peak, to train the start network")
     parser.add_argument("--lr-search", type=float, default=0.02, help="constant, before channels go")
     parser.add_argument("--lr-finetune", type=float, default=0.05, help="peak, after")
@@ -358,32 +340,56 @@ def main() -> None:
         args.seeds, args.epochs_pretrain, args.epochs, args.finetune, args.images, tests = 1, 2, 2, 1, 1000, 1000
     if not 0 < args.finetune < args.epochs:
         parser.error("--finetune takes from 1 to one less than --epochs")
-    setting = {
-        k: v for k, v in vars(args).items() if k not in ("json", "quick", "seeds", "methods", "work")
-    } | {"tests": tests, "batch": BATCH}  # fmt: skip
-    folder = args.work / stable_hash(setting)
-    train, test = load_cifar(args.work, args.images, tests)
-    rows = run(args, folder, train, test)
+    if args.images + min(args.images, HELD) > 50_000:
+        parser.error(f"--images must leave {HELD} training images to compare values on: at most {50_000 - HELD}")
+    if args.first_seed <= args.sweep_seed < args.first_seed + args.seeds:
+        parser.error(f"--sweep-seed {args.sweep_seed} is a seed of the table")
+    train, held, test = load_cifar(args.work, args.images, tests)
+    sweeps = {name: sweep(args, name, train, held) for name in SWEEPS if getattr(args, f"sweep_{name}")}
+    for name, tried in sweeps.items():
+        setattr(args, name, tried["best"])
+    setting = {**settings_of(args), "tests": tests}
+    rows = run(args, args.work / stable_hash(setting), train, test)
     summary = summarise(rows)
     show(rows, summary)
     if args.json is not None:
+        given = ("first_seed", "seeds", *(name for name in SETTINGS if name not in sweeps))
+        options = [f"--{name} {getattr(args, name)}" for name in given] + [f"--sweep_{name}" for name in sweeps]
         about = {
-            "command": f"python benchmarks/pas_cifar10.py --seeds {args.seeds} --images {args.images} "
-            f"--epochs-pretrain {args.epochs_pretrain} --epochs {args.epochs} --finetune {args.finetune}",
+            "command": f"python benchmarks/pas_cifar10.py {' '.join(options).replace('_', '-')}",
             "device": cpu_name(),
             "threads": torch.get_num_threads(),
             "date": now(),
             "setting": setting,
+            "sweeps": sweeps,
         }
         write_json(args.json, {**about, **summary, "rows": rows})
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What a row depends on, besides seed and method."""
+    return {**{name: getattr(args, name) for name in SETTINGS}, "batch": BATCH}
+
+
+def sweep(args: argparse.Namespace, name: str, train: Split, held: Split) -> dict[str, Any]:
+    """What each value of an option gives its method on images that are not trained on, and the best one."""
+    method, values = SWEEPS[name]
+    tried: dict[str, float] = {}
+    for value in values:
+        own = argparse.Namespace(**{**vars(args), name: value})
+        own.first_seed, own.seeds, own.methods = args.sweep_seed, 1, [method]
+        folder = args.work / "sweep" / stable_hash({**settings_of(own), "held": len(held[1])})
+        tried[f"{value:g}"] = run(own, folder, train, held)[0]["top1"]
+    best = max(values, key=lambda value: tried[f"{value:g}"])
+    return {"seed": args.sweep_seed, "held_images": len(held[1]), "top1": tried, "best": best}
 
 
 def run(args: argparse.Namespace, folder: Path, train: Split, test: Split) -> list[dict[str, Any]]:
     """All rows; those that are there already are read."""
     steps = len(train[0]) // BATCH
-    jobs = [(seed, method) for seed in range(args.seeds) for method in args.methods]
+    jobs = [(seed, method) for seed in range(args.first_seed, args.first_seed + args.seeds) for method in args.methods]
     open_jobs = [job for job in jobs if not _file(folder, *job).is_file()]
-    starts = {seed for seed, _ in open_jobs if not (folder / f"start_{seed}.pt").is_file()}
+    starts = {seed for seed, _ in open_jobs if not start_file(args, seed).is_file()}
     total = steps * (len(open_jobs) * args.epochs + len(starts) * args.epochs_pretrain)
     done, what = 0, ""
     with progress_bar("pas_cifar10") as progress:
@@ -395,7 +401,7 @@ def run(args: argparse.Namespace, folder: Path, train: Split, test: Split) -> li
 
         for seed, method in open_jobs:
             what = f"seed {seed}, start network"
-            net = pretrained(folder, train, args, seed, tell)
+            net = pretrained(train, args, seed, tell)
             what = f"seed {seed}, {method}"
             write_json(_file(folder, seed, method), run_one(net, method, train, test, args, seed, tell))
     return [json.loads(_file(folder, *job).read_text(encoding="utf-8")) for job in jobs]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from prunet_zoo.errors import LatencyError, SpecError
 from prunet_zoo.space import Choice, Encoding, SearchLayer, SearchSpace
-from prunet_zoo.spec import BlockSpec, NetSpec, PlacedBlock
+from prunet_zoo.spec import BlockSpec, NetSpec, PlacedBlock, stable_hash
 
 
 class Cost(Protocol):
@@ -67,6 +67,48 @@ class MacsCost:
     def describe(self) -> dict[str, Any]:
         """No device is involved."""
         return {"cost": "MACs computed from the spec"}
+
+
+class ScaledCost:
+    """A `Cost` in ms: one network was measured, any other takes as many times less as it has fewer MACs.
+
+    The rule is ours, and coarse: on most devices a network with half of the MACs takes more than half of the time. A
+    search whose target is in ms therefore measures what it proposes and corrects its aim.
+
+    Args:
+        macs: the cost in MACs of the networks meant: `MacsCost`, or a `TracedCost`.
+        network: the one measured.
+        measured_ms: its latency.
+        about: where that is from, for reports: plain JSON data.
+
+    Raises:
+        LatencyError: a latency that is none.
+    """
+
+    unit = "ms"
+
+    def __init__(self, macs: Cost, network: Any, measured_ms: float, about: dict[str, Any] | None = None) -> None:
+        if not 0 < measured_ms < float("inf"):
+            raise LatencyError(f"the network's latency must be a positive number of ms, got {measured_ms}")
+        self.macs, self.measured_ms, self.about = macs, measured_ms, dict(about or {})
+        self.scale = measured_ms / macs(network)  # ms a million multiply-accumulates
+        self.hash = stable_hash({"macs": macs.hash, "network": network.hash, "measured_ms": measured_ms})
+
+    def block(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> float:
+        """ms of one block; raises where ``macs`` has none."""
+        return self.macs.block(block, in_channels, in_size) * self.scale
+
+    def fixed(self, space: SearchSpace) -> float:
+        """ms of what every network of the space has; raises where ``macs`` does."""
+        return self.macs.fixed(space) * self.scale
+
+    def __call__(self, spec: Any) -> float:
+        """ms of the network at its own input size."""
+        return self.macs(spec) * self.scale
+
+    def describe(self) -> dict[str, Any]:
+        """Where the figure is from."""
+        return {"cost": "MACs scaled by one measurement", "start_ms": self.measured_ms, **self.about}
 
 
 def choice_cost(cost: Cost, layer: SearchLayer, choice: Choice) -> float:
@@ -143,7 +185,7 @@ def _whole_end(cost: Cost, space: SearchSpace, pick: Any) -> tuple[float, Encodi
 def default_target(cost: Cost, space: SearchSpace) -> float:
     """A target for who names none: a third of the way from the cheapest to the dearest network, two digits."""
     (fastest, _), (slowest, _) = cost_range(cost, space)
-    return float(f"{fastest + (slowest - fastest) / 3:.2g}")
+    return min(max(float(f"{fastest + (slowest - fastest) / 3:.2g}"), fastest), slowest)
 
 
 def _digits(value: float, towards: Callable[[float], int]) -> str:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from prunet_zoo.compare import compare, pareto_line, read_searches
 from prunet_zoo.compare.draw import draw_comparison
+from prunet_zoo.compare.page import HEAD, TUNED, cells, render
 from prunet_zoo.compare.reports import Found
 from prunet_zoo.console import run_plain_tool
 from prunet_zoo.errors import DataError
@@ -64,6 +65,18 @@ def test_a_report_says_what_was_found(tmp_path: Path):
     write(tmp_path / "c", counted)
     ((found,), _) = read_searches([tmp_path / "c"])
     assert (found.kind, found.unit, found.setting) == ("counted", "MMACs", ())
+
+
+def test_epochs_trained_since_the_decision_are_told(tmp_path: Path):
+    write(tmp_path / "a", report("PruningAsSearch", epochs=16, decided_epoch=12))
+    write(tmp_path / "b", report("TieredPruning", epochs=16, decided_epoch=16))
+    write(tmp_path / "c", report("Archtree"))  # an older report
+    found, _ = read_searches([tmp_path])
+    assert [f.tuned for f in found] == [4, 0, None]
+    assert [cells(f)[HEAD.index(TUNED)] for f in found] == ["4", "0", "–"]
+    assert len(cells(found[0])) == len(HEAD)
+    page = render(tmp_path, compare(found), None, [])
+    assert f"<th>{TUNED}</th>" in page and "before any training" not in page
 
 
 def test_a_folder_of_searches_stands_for_them_and_none_is_read_twice(tmp_path: Path):
@@ -175,7 +188,7 @@ def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
 def test_the_tool_writes_a_page_that_stands_alone(
     tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")  # what a pipe counts for
     runs, out = tmp_path / "runs", tmp_path / "out"
     for seed in (0, 1):
         write(runs / f"tiered{seed}", report(seed=seed, top1_inherited=90.0 + seed))
@@ -185,6 +198,8 @@ def test_the_tool_writes_a_page_that_stands_alone(
     assert tool.main([str(runs), "--out", str(out)]) == 0
     shown = capsys.readouterr()
     assert "4 searches" in shown.out and "predicted" in shown.out and "missed" in shown.out
+    lines = [line for line in shown.out.splitlines() if "CPU A, onnxruntime, 1 thr." in line]
+    assert len(lines) == 4, shown.out  # a search a line: nothing is folded
     assert f"not finished, left out: {runs / 'tree'} (archtree)" in shown.err
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 1 and "<script" not in page and "http" not in page

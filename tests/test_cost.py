@@ -8,12 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunet_zoo.cost import MacsCost, check_target, choice_cost, cost_range, default_target, layer_costs, space_cost
+from prunet_zoo.cost import (
+    MacsCost,
+    ScaledCost,
+    check_target,
+    choice_cost,
+    cost_range,
+    default_target,
+    layer_costs,
+    space_cost,
+)
 from prunet_zoo.errors import LatencyError, SpecError
 from prunet_zoo.latency import Predictor
 from prunet_zoo.latency.build import build_table
 from prunet_zoo.search.adjust import adjust_widths
 from prunet_zoo.space import SearchSpace, load_space
+from prunet_zoo.spec import BlockSpec
 from prunet_zoo.supernet import SuperNet
 
 REP = load_space("rep_vgg_small")
@@ -61,6 +71,40 @@ def test_targets_of_a_space_that_is_not_additive(space: SearchSpace) -> None:
         check_target(cost, space, (low + high) / 2)
         with pytest.raises(LatencyError, match="below the fastest network"):
             check_target(cost, space, low / 2)
+
+
+def test_rounding_takes_the_default_target_out_of_no_range() -> None:
+    class Offset(MacsCost):
+        """Almost all of the cost is that of every network, and two digits make 1.0 of a third of the way."""
+
+        def fixed(self, space: SearchSpace) -> float:
+            return 1.04
+
+        def block(self, block: BlockSpec, in_channels: int, in_size: tuple[int, int]) -> float:
+            return 1e-6
+
+    space = load_space("prunet_cpu_small")
+    low = cost_range(Offset(), space)[0][0]
+    assert 1.0 < low == default_target(Offset(), space)
+    check_target(Offset(), space, default_target(Offset(), space))
+
+
+@pytest.mark.parametrize("space", [REP, load_space("prunet_cpu_small")], ids=lambda s: s.name)
+def test_one_measurement_scaled_by_macs(space: SearchSpace) -> None:
+    macs, whole = MacsCost(), space.decode(space.largest())
+    cost = ScaledCost(macs, whole, 0.5, {"device": "here"})
+    assert cost.unit == "ms" and cost(whole) == pytest.approx(0.5)
+    assert cost.describe() == {"cost": "MACs scaled by one measurement", "start_ms": 0.5, "device": "here"}
+    encoding = space.sample(random.Random(0))
+    small = space.decode(encoding)
+    assert cost(small) == pytest.approx(0.5 * small.macs() / whole.macs())
+    assert space_cost(cost, space, encoding) == pytest.approx(cost(small))
+    assert sum(layer_costs(cost, space, encoding)) < cost(small)
+    hashes = {macs.hash, cost.hash, ScaledCost(macs, whole, 0.6).hash, ScaledCost(macs, small, 0.5).hash}
+    assert len(hashes) == 4
+    for wrong in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(LatencyError, match="positive"):
+            ScaledCost(macs, whole, wrong)
 
 
 def test_what_needs_a_sum_says_what_to_use(tmp_path) -> None:

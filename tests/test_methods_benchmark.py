@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mmengine.config import Config
 
 from prunet_zoo.cost import MacsCost, cost_range, space_cost
-from prunet_zoo.errors import DataError, LatencyError
+from prunet_zoo.errors import LatencyError
 from prunet_zoo.space import load_space
 from prunet_zoo.spec import load_spec
 
@@ -139,6 +139,16 @@ def test_searches_differ_in_the_method_alone(methods: ModuleType, bench: Path):
     assert all(("--weights" in call) == (name[:-2] in methods.METHODS) for name, call in trainings.items())
 
 
+def test_what_differs_from_the_configs_is_told_and_held_to(methods: ModuleType, bench: Path, monkeypatch):
+    methods.main(QUICK)
+    out = json.loads((bench / "out.json").read_text())
+    assert out["strategy"]["archtree"] == list(methods.SMALL_TREE)
+    assert set(out["epochs_are"]) == {"all", *methods.METHODS}
+    monkeypatch.setitem(methods.QUICK_OPTIONS, "archtree", ("beam=3",))
+    with pytest.raises(methods.RunError, match=r"strategy: .*beam=1.*beam=3.* here"):
+        methods.main(QUICK)
+
+
 def test_from_scratch_all_are_trained_alike(methods: ModuleType, bench: Path):
     methods.main([*QUICK, "--start", "scratch"])
     trainings = [call for call in calls(bench) if call[0] == "train"]
@@ -201,13 +211,6 @@ def test_budgets_out_of_reach_are_named(methods: ModuleType, monkeypatch: pytest
         methods.scale_uniformly(SPACE, MacsCost(), LOW / 2, 0.97)
     with pytest.raises(LatencyError, match="no network of uniform width costs about"):
         methods.scale_uniformly(SPACE, MacsCost(), 2 * HIGH, 0.97)
-
-
-def test_missing_data_are_named(methods: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(methods, "ROOT", tmp_path)
-    monkeypatch.setattr(methods, "ARCHIVE", tmp_path / "none.tar.xz")
-    with pytest.raises(DataError, match="give its folder"):
-        methods.find_cifar10(tmp_path, 5)
 
 
 @pytest.mark.parametrize("data", ["digits", "cifar10"])

@@ -21,6 +21,8 @@ from prunet_zoo.compare.reports import check_out
 from prunet_zoo.console import run_plain_tool
 from prunet_zoo.errors import DataError
 
+PIPE_WIDTH = 240  # characters
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments, read, print the table, write the page."""
@@ -36,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not found:
         raise DataError("none of these searches is finished; go on with tools/search.py CONFIG --work-dir DIR --resume")
     panels = write_comparison(args.out, found, unfinished)
-    Console().print(terminal_table(panels))
+    wide = None if sys.stdout.isatty() else PIPE_WIDTH  # a pipe has no width: rich would take 80 and fold every cell
+    Console(width=wide).print(terminal_table(panels))
     print(f"{len(found)} searches; see {args.out / PAGE}")
     return 0
 

@@ -22,7 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--target-ms", type=float, metavar="T", help="latency budget in milliseconds")
-    table = "latency table of the device (tools/latency.py table); without it one is measured here first"
+    table = (
+        "latency table of the device (tools/latency.py table); without it one is measured here first. For networks of "
+        "timm and spaces of rep blocks there is none: their largest network is measured, others count by MACs"
+    )
     parser.add_argument("--table", metavar="FILE", help=table)
     device = (
         "search for a device that is not at hand: its predicted latencies take the place of a table. A name of "

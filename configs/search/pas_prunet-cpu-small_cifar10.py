@@ -3,7 +3,8 @@
 python tools/search.py configs/search/pas_prunet-cpu-small_cifar10.py --target-ms 0.07
 
 The network is trained first (a third of the epochs), then its masks are too (a third), then it is fine-tuned. Published
-are masks, straight-through gradient and the two phases that begin with trained weights; these shares are ours.
+are masks, straight-through gradient and the two phases that begin with trained weights; these shares are ours, and so
+is how the target is met: by the multiplier, not by the published loss.
 """
 
 _base_ = ["../_base_/search_cifar10.py"]

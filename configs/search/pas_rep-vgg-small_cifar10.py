@@ -4,7 +4,8 @@ python tools/search.py configs/search/pas_rep-vgg-small_cifar10.py
 
 Each layer has a width of its own, and what a layer costs depends on the width before it, so there is no latency table:
 the start network is measured, others are taken in proportion to their MACs, and those proposed at the end are measured.
-``train_cfg.latency.type=macs`` counts instead. The shares of the epochs are ours.
+``train_cfg.latency.type=macs`` counts instead. The shares of the epochs are ours, and so is
+how the target is met: by the multiplier, not by the published loss.
 """
 
 _base_ = ["../_base_/search_cifar10.py"]

@@ -18,7 +18,10 @@ from prunet_zoo.files import write_atomic, write_json
 from prunet_zoo.page import figure_png, html_page, html_picture, html_table
 
 PAGE, DATA, PICTURE = "report.html", "report.json", "accuracy_latency.png"
-HEAD = ("method", "space", "device", "seed", "target", "cost", "", "top-1 (%)", "MMACs", "M params", "s", "peak MB")
+TUNED = "epochs after"  # the decision
+HEAD = (
+    "method", "space", "device", "seed", "target", "cost", "", "top-1 (%)", TUNED, "MMACs", "M params", "s", "peak MB"
+)  # fmt: skip
 _DASH = "–"
 
 
@@ -38,6 +41,7 @@ def cells(found: Found) -> list[str]:
         f"{found.cost:.4g} {found.unit}",
         found.kind + missed + noise,
         _DASH if found.top1 is None else f"{found.top1:.2f}",
+        _DASH if found.tuned is None else str(found.tuned),
         f"{found.macs / 1e6:.2f}",
         f"{found.params / 1e6:.3f}",
         f"{found.seconds:.0f}",
@@ -47,7 +51,7 @@ def cells(found: Found) -> list[str]:
 
 def terminal_table(panels: Sequence[Panel]) -> Table:
     """All searches, a section a panel."""
-    table = Table(title="searches; top-1 with inherited weights")
+    table = Table(title=f"searches; top-1 with the weights left; '{TUNED}': epochs trained since the decision")
     for name in HEAD:
         table.add_column(name, overflow="fold")
     for panel in panels:
@@ -79,7 +83,8 @@ def render(out: Path, panels: Sequence[Panel], png: bytes | None, unfinished: Se
     parts = [html_picture(png)] if png else [_paragraph("No network was evaluated, so there is no picture.")]
     parts.append(
         _paragraph(
-            "Accuracy is that of inherited weights, before any training of the network found. Latencies of different "
+            f"Accuracy is that of the weights that the search leaves: inherited and, where '{TUNED}' is not 0, trained "
+            "for so many epochs since the decision. No network found was trained anew. Latencies of different "
             "devices, units or ways of running stand in panels of their own. Bars go from the lowest to the highest "
             "seed; of a single search, over the 95% interval of its latency."
         )

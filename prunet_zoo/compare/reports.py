@@ -53,6 +53,8 @@ class _Report(BaseModel):
     search_seconds: float | None = None
     peak_mb: float | None = None
     data: str | None = None
+    epochs: int | None = None
+    decided_epoch: int | None = None
     history: list[dict[str, Any]] = Field(default_factory=list)
 
 
@@ -68,9 +70,10 @@ class Found:
         low, high: the ends of the 95% interval of a measured latency, else ``cost``.
         kind: 'measured', 'predicted', or 'counted' (no latency).
         setting: device, backend, dtype, batch, threads, …: what latencies must share to be comparable.
-        top1: accuracy in percent with inherited weights; None: it was not evaluated.
+        top1: accuracy in percent with the weights that the search leaves; None: it was not evaluated.
         seconds: of the search, with what it explored and measured.
         peak_mb: peak memory; None: not known.
+        tuned: epochs that the search trained after the decision; None: not known.
     """
 
     folder: str
@@ -93,6 +96,7 @@ class Found:
     params: int
     seconds: float
     peak_mb: float | None
+    tuned: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -192,6 +196,7 @@ def read_report(folder: Path) -> Found:
         params=report.params,
         seconds=report.seconds if report.search_seconds is None else report.search_seconds,
         peak_mb=max(peaks, default=None) if report.peak_mb is None else report.peak_mb,
+        tuned=None if report.epochs is None or report.decided_epoch is None else report.epochs - report.decided_epoch,
     )
 
 

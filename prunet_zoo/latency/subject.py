@@ -14,7 +14,16 @@ from torch import nn
 from prunet_zoo.errors import LatencyError, unknown_name
 from prunet_zoo.latency.probes import randomise
 from prunet_zoo.models import create_model
-from prunet_zoo.models.pruned import PrunedSpec, build_pruned, is_pruned, is_pruned_file, load_pruned, load_pruned_spec
+from prunet_zoo.models.pruned import (
+    SPEC_FILE,
+    WEIGHTS_FILE,
+    PrunedSpec,
+    build_pruned,
+    is_pruned,
+    is_pruned_file,
+    load_pruned,
+    load_pruned_spec,
+)
 from prunet_zoo.spec import NetSpec, Size, as_size, load_spec
 
 Arch = str | Path | dict[str, Any] | NetSpec | PrunedSpec | nn.Module
@@ -39,16 +48,19 @@ class Subject:
 
 
 def find_arch(arch: str, with_weights: bool = True) -> str:
-    """The weights file of ``prunet://NAME``, and of a listed network whose spec lies in its weights; any other name or
-    path as it is. Not ``with_weights``: the listed name where there is one, and nothing is downloaded for it.
+    """The weights file of ``prunet://NAME``, of a listed network whose spec lies in its weights, and of a search's work
+    directory; any other name or path as it is. Not ``with_weights``: the listed name where there is one, and nothing is
+    downloaded for it; the directory's spec.
 
     Raises:
         UnknownNameError, DownloadError: there is no such network, or its weights could not be brought.
-        LatencyError: it is a detector.
+        LatencyError: it is a detector, or a folder without a found network.
     """
     from prunet_zoo.zoo.download import download
     from prunet_zoo.zoo.index import find_model, is_zoo, load_index
 
+    if not is_zoo(arch) and arch not in load_index() and Path(arch).is_dir():
+        return _in_folder(Path(arch), with_weights)
     if not is_zoo(arch) and (arch not in load_index() or load_index()[arch].arch is not None):
         return arch
     entry = find_model(arch)
@@ -58,6 +70,13 @@ def find_arch(arch: str, with_weights: bool = True) -> str:
             "backbone"
         )
     return entry.arch if entry.arch is not None and not with_weights else str(download(entry.name))
+
+
+def _in_folder(folder: Path, with_weights: bool) -> str:
+    for name in ((WEIGHTS_FILE,) if with_weights else ()) + (SPEC_FILE,):
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise LatencyError(f"{folder} is a folder without {SPEC_FILE}; give a search's work directory, or a file")
 
 
 def load_subject(arch: Arch, input_size: Size | None = None) -> Subject:

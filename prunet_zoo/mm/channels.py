@@ -105,13 +105,13 @@ def backbone_channels(backbone: Mapping[str, Any]) -> list[int] | None:
     cls = _OURS[backbone["type"]]
     parameters = inspect.signature(cls).parameters
     out_indices = backbone.get("out_indices", parameters["out_indices"].default)
-    name = backbone.get("arch" if cls is PruNet else "model_name")
-    if name is None or not isinstance(out_indices, list | tuple):
+    arch, name = backbone.get("arch"), backbone.get("model_name")
+    if (arch is None and (cls is PruNet or name is None)) or not isinstance(out_indices, list | tuple):
         return None
     if cls is PruNet:
-        return resolve_arch(plain(name)).channels(tuple(out_indices))
+        return resolve_arch(plain(arch)).channels(tuple(out_indices))
     options = {key: value for key, value in backbone.items() if key != "type" and key not in parameters}
-    return timm_channels(name, tuple(out_indices), **options)
+    return timm_channels(name, tuple(out_indices), arch, **options)
 
 
 def _form(neck: Mapping[str, Any], registry: Registry) -> Callable[[list[int]], Any] | None:

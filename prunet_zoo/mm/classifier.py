@@ -1,4 +1,4 @@
-"""PruNetClassifier: the classifier of a `NetSpec` as an MMEngine model."""
+"""PruNetClassifier: the classifier of a `NetSpec`, or a cut network of timm, as an MMEngine model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,19 @@ from timm.loss import SoftTargetCrossEntropy
 
 from prunet_zoo.mm.backbone import plain, read_state
 from prunet_zoo.mm.scheme import fit_names
+from prunet_zoo.mm.timm_backbone import set_norms
 from prunet_zoo.models import create_model, load_weights
 from prunet_zoo.models.layers import make_norm_factory
+from prunet_zoo.models.pruned import (
+    PrunedSpec,
+    build_pruned,
+    create_start,
+    head_names,
+    is_pruned,
+    is_pruned_file,
+    load_pruned_spec,
+    with_classes,
+)
 from prunet_zoo.registry import MODELS, register
 from prunet_zoo.spec import NetSpec
 
@@ -25,7 +36,8 @@ class PruNetClassifier(BaseModel):
     """Network and cross-entropy. Batches are ``inputs`` (B, 3, H, W), normalised, and ``label`` (B,).
 
     Args:
-        arch: listed name, path of a spec or of weights with their spec, ``prunet://NAME``, dict or `NetSpec`.
+        arch: listed name, path of a spec or of weights with their spec, ``prunet://NAME``, dict or `NetSpec`; or the
+            `PrunedSpec`, dict or ``spec.json`` of a network of timm that a search has cut, without weights.
         num_classes: classes of the head; None takes the spec's.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block.
@@ -47,7 +59,7 @@ class PruNetClassifier(BaseModel):
 
     def __init__(
         self,
-        arch: str | Path | dict[str, Any] | NetSpec,
+        arch: str | Path | dict[str, Any] | NetSpec | PrunedSpec,
         num_classes: int | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -58,8 +70,14 @@ class PruNetClassifier(BaseModel):
         data_preprocessor: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        options = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate, "norm": make_norm_factory(norm_cfg)}
-        self.net = create_model(plain(arch), num_classes, **options)
+        rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+        own: Any = arch if isinstance(arch, PrunedSpec) else plain(arch)
+        self.net: Any
+        if isinstance(own, PrunedSpec) or is_pruned(own) or (isinstance(own, str | Path) and is_pruned_file(own)):
+            self.net = _cut_network(load_pruned_spec(own), num_classes, rates)
+            set_norms(self.net, norm_cfg, self.net.spec.name)
+        else:
+            self.net = create_model(own, num_classes, **rates, norm=make_norm_factory(norm_cfg))
         self.label_smoothing = label_smoothing
         self.mixup = None
         if mixup:
@@ -67,7 +85,7 @@ class PruNetClassifier(BaseModel):
             self.mixup = Mixup(**{**classes, **mixup})
 
     @property
-    def spec(self) -> NetSpec:
+    def spec(self) -> NetSpec | PrunedSpec:
         """The network's architecture."""
         return self.net.spec
 
@@ -113,6 +131,13 @@ class PruNetClassifier(BaseModel):
         return F.cross_entropy(self.net(inputs).float(), label, label_smoothing=self.label_smoothing)
 
 
+def _cut_network(spec: PrunedSpec, num_classes: int | None, rates: dict[str, float]) -> torch.nn.Module:
+    """The network of a spec with fresh weights and, where they are not 0, timm's dropout and stochastic depth."""
+    spec = spec if num_classes is None else with_classes(spec, num_classes)
+    given = {name: rate for name, rate in rates.items() if rate}
+    return build_pruned(spec, create_start(spec.replace(options={**spec.options, **given}, shapes={})))
+
+
 def load_pretrained(
     net: torch.nn.Module, checkpoint: str | Path, prefix: str | None = None, strict_head: bool = False
 ) -> list[str]:
@@ -125,10 +150,15 @@ def load_pretrained(
         CheckpointError: anything else is missing or of another shape.
     """
     state = read_state(checkpoint)
-    head = [key for key in state if key.endswith("classifier.weight")]
-    own = dict(net.state_dict()).get("classifier.weight")
-    fits = bool(head) and own is not None and state[head[0]].shape == own.shape
-    skip = () if fits or strict_head else ("classifier.",)
+    own = net.state_dict()
+    skip = () if strict_head else tuple(f"{head}." for head in head_names(net) if not _head_fits(state, own, head))
     if prefix and not prefix.endswith("."):
         prefix += "."
     return load_weights(net, state, prefix, skip, origin=checkpoint)
+
+
+def _head_fits(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], head: str) -> bool:
+    """Whether a checkpoint has a layer ``head``, whatever stands before its name, of the network's shape."""
+    name = f"{head}.weight"
+    found = sorted((key for key in state if key == name or key.endswith(f".{name}")), key=len)
+    return bool(found) and name in own and state[found[0]].shape == own[name].shape

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list, get_world_size, init_dist, is_main_process
+from mmengine.dist import get_world_size, init_dist, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
@@ -30,6 +30,7 @@ from prunet_zoo.mm.search_model import average_buffers
 from prunet_zoo.registry import HOOKS, MODEL_WRAPPERS, register
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=30)  # others wait so long for what the first process does alone; a collective waits minutes
 CPU_WRAPPER = "CpuDistributedDataParallel"
 # where a launcher tells a process its number, how many there are, and its number on this machine
 _TOLD = {
@@ -136,13 +137,14 @@ def _lost(error: RuntimeError) -> bool:
 
 
 def from_first(function: Callable[[], T]) -> T:
-    """What ``function`` returns in the first process; the others wait for it and get the same.
+    """What ``function`` returns in the first process; the others wait for it, however long it takes, and get the same.
 
     Raises:
         PrunetError: what the first process raised; in the others `SaidByFirstError`, so that it is said once.
     """
     if get_world_size() == 1:
         return function()
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
     told: list[Any] = [None, None]
     mistake: PrunetError | None = None
     if is_main_process():
@@ -150,7 +152,8 @@ def from_first(function: Callable[[], T]) -> T:
             told[0] = function()
         except PrunetError as error:
             mistake, told[1] = error, str(error)
-    broadcast_object_list(told)
+    dist.broadcast_object_list(told, 0, group)
+    dist.destroy_process_group(group)
     if mistake is not None:
         raise mistake
     if told[1] is not None:

@@ -31,6 +31,7 @@ from prunet_zoo.mm.hidden_state import hidden_state, put_back, warn_of_lost_cach
 from prunet_zoo.mm.interrupts import Interrupted, StopSignals, calm_workers, resume_command
 from prunet_zoo.mm.rng import rng_state, set_rng_state
 from prunet_zoo.models import save_weights
+from prunet_zoo.models.pruned import PrunedSpec
 from prunet_zoo.registry import HOOKS, register
 from prunet_zoo.spec import NetSpec
 
@@ -318,9 +319,9 @@ def unwrap(model: Any) -> Any:
 
 
 def find_net(model: nn.Module) -> nn.Module | None:
-    """The network of a `NetSpec` in an MMEngine model: the classifier's ``net`` or the detector's ``backbone``."""
-    for name in ("net", "backbone"):
+    """The network of a spec in an MMEngine model: the classifier's ``net``, a detector's ``backbone`` if a PruNet."""
+    for name, kinds in (("net", NetSpec | PrunedSpec), ("backbone", NetSpec)):
         net = getattr(model, name, None)
-        if isinstance(getattr(net, "spec", None), NetSpec):
+        if isinstance(getattr(net, "spec", None), kinds):
             return net
     return None

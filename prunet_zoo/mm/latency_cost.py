@@ -4,16 +4,14 @@ word for another device, or MACs."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prunet_zoo.cost import Cost, MacsCost
+from prunet_zoo.cost import Cost, MacsCost, ScaledCost
 from prunet_zoo.errors import LatencyError, TrainingError
 from prunet_zoo.files import write_json
 from prunet_zoo.latency import LatencyTable, build_table, measure
 from prunet_zoo.latency.predictor import Predictor, list_devices
-from prunet_zoo.latency.scaled import ScaledMacs
 from prunet_zoo.space import SearchSpace
 
 TABLE_FILE, START_FILE = "latency_table.jsonl", "start_latency.json"
@@ -61,7 +59,7 @@ def make_cost(
     if type not in TYPES:
         raise LatencyError(f"latency.type must be {', '.join(map(repr, TYPES[:-1]))} or {TYPES[-1]!r}, got {type!r}")
     if type == "macs":
-        return _traced_cost(space) if traced else MacsCost()
+        return _macs(space)
     if type == "predictor":
         return _predictor(device, traced)
     wanted: dict[str, Any] = {
@@ -100,10 +98,12 @@ def _predictor(device: str | None, traced: bool) -> Cost:
     return Predictor.load(device)
 
 
-def _traced_cost(space: Any, measured_ms: float | None = None, about: Mapping[str, Any] | None = None) -> Any:
+def _macs(space: Any) -> Any:
+    if isinstance(space, SearchSpace):
+        return MacsCost()
     from prunet_zoo.supernet.traced_cost import TracedCost
 
-    return TracedCost(space, measured_ms, dict(about or {}))
+    return TracedCost(space)
 
 
 def _scaled(space: Any, path: Path, setting: dict[str, Any]) -> Cost:
@@ -121,7 +121,4 @@ def _scaled(space: Any, path: Path, setting: dict[str, Any]) -> Cost:
         known = {"space": space.hash, "record": measure(start, **setting).to_dict()}
         write_json(path, known)
     record = known["record"]
-    about = {key: record[key] for key in _OF_A_RECORD}
-    if isinstance(space, SearchSpace):
-        return ScaledMacs(start, record["median_ms"], about)
-    return _traced_cost(space, record["median_ms"], about)
+    return ScaledCost(_macs(space), start, record["median_ms"], {key: record[key] for key in _OF_A_RECORD})

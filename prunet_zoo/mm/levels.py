@@ -19,10 +19,12 @@ from mmengine.registry import Registry
 
 from prunet_zoo.mm.backbone import PruNet, plain
 from prunet_zoo.mm.cli import ConfigError
+from prunet_zoo.mm.timm_backbone import TimmBackbone, timm_levels
 from prunet_zoo.models.backbone import resolve_arch
 from prunet_zoo.registry import MODELS
 
 OURS = ("PruNet", "prunet_zoo.PruNet", PruNet)
+_TIMM = ("TimmBackbone", "prunet_zoo.TimmBackbone", TimmBackbone)
 DEFAULT_OUT_INDICES = inspect.signature(PruNet.__init__).parameters["out_indices"].default
 _GENERATORS = ("anchor_generator", "prior_generator", "approx_anchor_generator", "square_anchor_generator")
 _LIST_FREE = ("AnchorGenerator", "LegacyAnchorGenerator", "MlvlPointGenerator")  # have no list by level but strides
@@ -31,10 +33,10 @@ _NOT_HEADS = ("backbone", "neck", "data_preprocessor", "train_cfg", "test_cfg", 
 
 
 def follow_levels(model: Any, scope: str | None = None) -> Any:
-    """Return ``model`` with everything that depends on its PruNet's levels set.
+    """Return ``model`` with everything that depends on the levels of its PruNet, or cut network of timm, set.
 
     Args:
-        model: a detector's config; it is not changed. One without a PruNet is returned as it is.
+        model: a detector's config; it is not changed. One without such a backbone is returned as it is.
         scope: where type names without a prefix are looked up, the config's ``default_scope``; classes' defaults
             (YOLOXHead's strides) are known only where they are registered.
 
@@ -55,23 +57,31 @@ def fit_levels(model: Any, scope: str | None = None, was: Sequence[int] | None =
     if isinstance(model, Config):
         model = model._cfg_dict
     backbone = model.get("backbone") if isinstance(model, Mapping) else None
-    if not isinstance(backbone, Mapping) or backbone.get("type") not in OURS or "arch" not in backbone:
+    if not isinstance(backbone, Mapping) or backbone.get("type") not in (*OURS, *_TIMM) or not backbone.get("arch"):
         return model, []
     asked = backbone.get("out_indices", DEFAULT_OUT_INDICES)
     if not isinstance(asked, list | tuple) or not all(isinstance(i, int) and i >= 0 for i in asked) or not asked:
         return model, []  # the backbone says what is wrong with it
     model = copy.deepcopy(model)
-    has = [level.stride for level in resolve_arch(plain(backbone["arch"])).feature_levels]
-    indices = [i for i in asked if i < len(has)] or [len(has) - 1]
+    has = level_strides(backbone["arch"], of_timm=backbone["type"] in _TIMM)
+    indices = [i for i in asked if i in has] or [max(has)]
     changes: list[str] = []
     _set(model["backbone"], "out_indices", tuple(indices), tuple(asked), changes, "backbone")
     last = model["backbone"].get("frozen_stages", -1)
     if isinstance(last, int) and last > indices[-1]:
         _set(model["backbone"], "frozen_stages", indices[-1], last, changes, "backbone")
-    usual = [has[i] if i < len(has) else 2 << i for i in asked]
+    usual = [has.get(i, 2 << i) for i in asked]
     with MODELS.switch_scope_and_registry(scope) as registry:
         _Follower(model, registry, changes).follow([has[i] for i in indices], list(was or usual))
     return model, changes
+
+
+def level_strides(arch: Any, of_timm: bool = False) -> dict[int, int]:
+    """Stride of each level that a network has, by index; ``of_timm``: one of timm that was cut. Raises as the backbone
+    does for its ``arch``."""
+    if of_timm:
+        return {index: level.stride for index, level in timm_levels(arch=arch).items()}
+    return {index: level.stride for index, level in enumerate(resolve_arch(plain(arch)).feature_levels)}
 
 
 class _Follower:

@@ -38,6 +38,8 @@ class MaskedClassifier(SearchModel):
         num_classes: classes of the data; None takes the network's.
         step: grid of the widths that may be kept, for ``arch`` and ``timm``.
         input_size: side of the images in px, for ``timm``.
+        in_channels: channels of the images, for ``timm``; None: 3.
+        options: further arguments of `timm.create_model`, for ``timm``: numbers, texts, lists of them.
         label_smoothing, data_preprocessor: see `SearchModel`.
 
     Raises:
@@ -56,6 +58,8 @@ class MaskedClassifier(SearchModel):
         num_classes: int | None = None,
         step: int = 8,
         input_size: int | None = None,
+        in_channels: int | None = None,
+        options: Mapping[str, Any] | None = None,
         label_smoothing: float = 0.0,
         data_preprocessor: dict[str, Any] | None = None,
     ) -> None:
@@ -66,15 +70,25 @@ class MaskedClassifier(SearchModel):
             raise SpecError(f"MaskedClassifier takes one of space, arch and timm, got {' and '.join(named) or 'none'}")
         if start is not None and space is None:
             raise SpecError(f"MaskedClassifier: start is a network of space; with {named[0]} leave it out")
-        if timm is None and (pretrained or input_size is not None):
-            raise SpecError("MaskedClassifier: pretrained and input_size go with timm; give trained weights as weights")
+        if timm is None and (pretrained or options or input_size is not None or in_channels is not None):
+            raise SpecError(
+                "MaskedClassifier: pretrained, input_size, in_channels and options go with timm; give trained weights "
+                "as weights"
+            )
         if pretrained and weights is not None:
             raise SpecError("MaskedClassifier: weights and pretrained exclude each other; give one")
         from prunet_zoo.supernet.masked_spec import SpecNet
 
         self.masked: MaskedNet
         if timm is not None:
-            self.masked = _timm_net(timm, input_size, num_classes, step, weights, pretrained)
+            if input_size is None or num_classes is None:
+                raise SpecError("MaskedClassifier: timm needs input_size (px) and num_classes")
+            from prunet_zoo.supernet.traced import TracedNet  # needs torch-pruning
+
+            state = None if weights is None else read_state(local_file(weights))
+            self.masked = TracedNet(
+                timm, input_size, num_classes, in_channels or 3, step, state, pretrained, plain_value(options or {})
+            )
         else:
             if arch is not None:
                 own = plain(arch)
@@ -118,14 +132,3 @@ def _start_state(space: SearchSpace, start: Encoding, weights: str | Path) -> di
     net = create_model(space.decode(start))
     load_pretrained(net, local_file(weights))
     return net.state_dict()
-
-
-def _timm_net(
-    name: str, size: int | None, classes: int | None, step: int, weights: str | Path | None, pretrained: bool
-) -> MaskedNet:
-    from prunet_zoo.supernet.traced import TracedNet  # needs torch-pruning
-
-    if size is None or classes is None:
-        raise SpecError("MaskedClassifier: timm needs input_size (px) and num_classes")
-    state = None if weights is None else read_state(local_file(weights))
-    return TracedNet(name, size, classes, step=step, state=state, pretrained=pretrained)

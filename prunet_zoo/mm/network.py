@@ -18,6 +18,7 @@ from prunet_zoo.mm.preprocess import follow_weights
 from prunet_zoo.mm.replace import put_spec
 from prunet_zoo.mm.scheme import local_file, zoo_spec
 from prunet_zoo.models.backbone import resolve_arch
+from prunet_zoo.models.pruned import PrunedSpec, is_pruned_file, load_pruned_spec
 from prunet_zoo.spec import NetSpec
 from prunet_zoo.zoo.index import is_zoo
 
@@ -27,12 +28,13 @@ def is_detection(cfg: Config) -> bool:
     return "backbone" in cfg.model
 
 
-def set_arch(cfg: Config, arch: str | Path | NetSpec | None) -> None:
+def set_arch(cfg: Config, arch: str | Path | NetSpec | PrunedSpec | None) -> None:
     """Put an architecture (``--arch``: name, spec, weights file or ``prunet://NAME``) into the model, and what follows.
 
     None keeps the config's. The spec itself goes into the config, so that its copy in the work directory depends on no
-    other file. A detector's backbone of another known family is replaced by a PruNet with maps of the same strides (see
-    `put_spec`); the neck's channels and whatever depends on its levels follow. What changes is said in the log.
+    other file. A detector's backbone of another known family is replaced by a PruNet with maps of the same strides, and
+    any by a TimmBackbone where ``arch`` is a network of timm that was cut (see `put_spec`); the neck's channels and
+    whatever depends on its levels follow. What changes is said in the log.
 
     Raises:
         ConfigError: ``arch`` for a model that takes none, or levels that the detector cannot work with.
@@ -58,21 +60,23 @@ def set_arch(cfg: Config, arch: str | Path | NetSpec | None) -> None:
     cfg.model = follow_spec(cfg.model, scope)
 
 
-def _set_classifier_arch(cfg: Config, arch: str | Path | NetSpec | None) -> None:
+def _set_classifier_arch(cfg: Config, arch: str | Path | NetSpec | PrunedSpec | None) -> None:
     ours = str(cfg.model.get("type")).removeprefix("prunet_zoo.") == "PruNetClassifier"
     if arch is not None and not ours:
         raise ConfigError(f"--arch needs a PruNet in the config's model, which has {cfg.model.get('type')!r}")
     arch = cfg.model.get("arch") if arch is None else arch
-    if ours and isinstance(arch, str | Path | NetSpec):
+    if ours and isinstance(arch, str | Path | NetSpec | PrunedSpec):
         cfg.model.arch = _find_spec(arch).to_dict()
 
 
-def _find_spec(arch: str | Path | NetSpec) -> NetSpec:
-    if isinstance(arch, NetSpec):
+def _find_spec(arch: str | Path | NetSpec | PrunedSpec) -> NetSpec | PrunedSpec:
+    if isinstance(arch, NetSpec | PrunedSpec):
         return arch
     if str(arch).endswith(".safetensors") or is_zoo(arch):
         print_log(f"of {arch} the architecture alone is taken; --weights {arch} starts from its weights", "current")
-    return zoo_spec(str(arch)) if is_zoo(arch) else resolve_arch(arch)
+    if is_zoo(arch):
+        return zoo_spec(str(arch))
+    return load_pruned_spec(arch) if is_pruned_file(arch) else resolve_arch(arch)
 
 
 def register_mmdet() -> None:
@@ -111,9 +115,11 @@ def set_weights(cfg: Config, weights: str | Path | None) -> None:
 
 def _warn_of_random(cfg: Config) -> None:
     """Say where a backbone with random weights, or a part of it, is not to be trained."""
-    if not is_detection(cfg) or cfg.get("load_from") or cfg.model.backbone.get("type") not in OURS:
+    if not is_detection(cfg) or cfg.get("load_from"):
         return
     backbone = cfg.model.backbone
+    if backbone.get("type") not in OURS and not backbone.get("arch"):
+        return
     fixed = [key for key, off in (("frozen_stages", -1), ("norm_eval", False)) if backbone.get(key, off) != off]
     if fixed and not backbone.get("init_cfg") and not str(backbone.get("arch")).endswith(".safetensors"):
         off = " ".join(f"model.backbone.{key}={-1 if key == 'frozen_stages' else False}" for key in fixed)

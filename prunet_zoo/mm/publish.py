@@ -114,7 +114,7 @@ def _take_weights(cfg: Config, checkpoint: str | Path) -> tuple[dict[str, torch.
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         model: nn.Module = MODELS.build(copy.deepcopy(cfg.model))
     net = find_net(model)
-    if net is None:
+    if net is None or not isinstance(net.spec, NetSpec):
         raise ConfigError(f"a published network has a PruNet in it; the config's model is {cfg.model.get('type')!r}")
     load_strictly(model, checkpoint)
     state = dict((model if is_detection(cfg) else net).state_dict())
@@ -127,7 +127,7 @@ def _take_weights(cfg: Config, checkpoint: str | Path) -> tuple[dict[str, torch.
     bad = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise CheckpointError(f"{checkpoint} holds numbers that are not finite, in {', '.join(bad[:3])}")
-    return state, net.spec  # type: ignore[return-value]
+    return state, net.spec
 
 
 def _describe(cfg: Config, checkpoint: str | Path, spec: NetSpec) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A PruNet in the place of a config's backbone: maps of the same strides, arguments that mean the same."""
+"""A PruNet, or a cut network of timm, in the place of a config's backbone: same strides, same meaning of arguments."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from mmengine.config import ConfigDict
 from prunet_zoo.errors import PrunetError, few
 from prunet_zoo.mm.backbone import plain
 from prunet_zoo.mm.cli import ConfigError
-from prunet_zoo.mm.levels import DEFAULT_OUT_INDICES, OURS, type_name
+from prunet_zoo.mm.levels import DEFAULT_OUT_INDICES, OURS, level_strides, type_name
 from prunet_zoo.models.backbone import resolve_arch
+from prunet_zoo.models.pruned import PrunedSpec
 from prunet_zoo.spec import NetSpec
 from prunet_zoo.zoo.index import find_model, is_zoo
 
@@ -47,12 +48,14 @@ _FAMILIES = {
     "EfficientNet": _Family((2, 2, 4, 8, 16, 32, 32), (6,), frozen_alike=False),
     "TimmBackbone": _Family(_USUAL, (1, 2, 3, 4)),
 }
+_PRUNET = _Family(_USUAL, DEFAULT_OUT_INDICES)
 _KEPT = ("norm_eval", "with_cp")
 _NORM_KEPT = ("type", "requires_grad", "num_groups")  # eps and momentum are of the network that goes
 
 
-def put_spec(model: Mapping[str, Any], spec: NetSpec) -> tuple[ConfigDict, list[int], list[str]]:
-    """The backbone of a detector's config as a PruNet of ``spec`` with maps of the same strides.
+def put_spec(model: Mapping[str, Any], spec: NetSpec | PrunedSpec) -> tuple[ConfigDict, list[int], list[str]]:
+    """The backbone of a detector's config as a PruNet of ``spec``, or as a TimmBackbone where that is a network of timm
+    that was cut, with maps of the same strides.
 
     A PruNet keeps its arguments but ``arch`` and, where the new spec counts its levels otherwise, ``out_indices``. Of
     another backbone ``frozen_stages``, ``norm_eval``, ``with_cp`` and the kind of norm stay; its weights do not.
@@ -68,16 +71,18 @@ def put_spec(model: Mapping[str, Any], spec: NetSpec) -> tuple[ConfigDict, list[
         ConfigError: the backbone's family is not known, or the detector has no neck that can follow.
     """
     old = model["backbone"]
-    if old.get("type") in OURS:
+    is_ours, of_timm = old.get("type") in OURS, isinstance(spec, PrunedSpec)
+    if is_ours and isinstance(spec, NetSpec):
         new = ConfigDict({**old, "arch": spec.to_dict()})
         strides = _own_strides(old)
         told = []
-        if strides and (indices := match_levels(spec, strides)) != tuple(old.get("out_indices", DEFAULT_OUT_INDICES)):
+        had = tuple(old.get("out_indices", DEFAULT_OUT_INDICES))
+        if strides and (indices := match_levels(level_strides(spec), strides)) != had:
             new["out_indices"] = indices
             told.append(f"backbone.out_indices {list(indices)}")
         return new, strides, told
     name = type_name(old)
-    family = _FAMILIES.get(name)
+    family = _PRUNET if is_ours else _FAMILIES.get(name)
     if family is None:
         raise ConfigError(
             f"--arch cannot replace a backbone of type {name!r}, whose levels are not known; known: "
@@ -87,10 +92,12 @@ def put_spec(model: Mapping[str, Any], spec: NetSpec) -> tuple[ConfigDict, list[
         raise ConfigError(
             f"--arch cannot replace the {name} of a detector without a neck: its heads take the channels of {name}"
         )
-    strides = _strides(old, name, family)
-    new = ConfigDict(type="PruNet", arch=spec.to_dict(), out_indices=match_levels(spec, strides))
+    strides = (_own_strides(old) if is_ours else []) or _strides(old, name, family)
+    levels = level_strides(spec, of_timm)
+    kind = "TimmBackbone" if of_timm else "PruNet"
+    new = ConfigDict(type=kind, arch=spec.to_dict(), out_indices=match_levels(levels, strides))
     told = [f"backbone {name} → {spec.name}"]
-    has = [spec.feature_levels[i].stride for i in new["out_indices"]]
+    has = [levels[i] for i in new["out_indices"]]
     if has != strides:
         told.append(f"its maps have strides {has} where the config asks for {strides}")
     frozen = old.get("frozen_stages", -1)
@@ -108,14 +115,13 @@ def put_spec(model: Mapping[str, Any], spec: NetSpec) -> tuple[ConfigDict, list[
     return new, strides, told
 
 
-def match_levels(spec: NetSpec, strides: Sequence[int]) -> tuple[int, ...]:
+def match_levels(has: Mapping[int, int], strides: Sequence[int]) -> tuple[int, ...]:
     """Indices of the levels with these strides; where one is missing, all between the least and the greatest; where
-    there is none of these either, the deepest."""
-    has = [level.stride for level in spec.feature_levels]
-    if set(strides) <= set(has):
-        return tuple(has.index(stride) for stride in sorted(set(strides)))
-    found = tuple(i for i, stride in enumerate(has) if min(strides) <= stride <= max(strides))
-    return found or (len(has) - 1,)
+    there is none of these either, the deepest. ``has``: stride of each level by its index, see `level_strides`."""
+    if set(strides) <= set(has.values()):
+        return tuple(i for i, stride in has.items() if stride in strides)
+    found = tuple(i for i, stride in has.items() if min(strides) <= stride <= max(strides))
+    return found or (max(has),)
 
 
 def _own_strides(old: Mapping[str, Any]) -> list[int]:

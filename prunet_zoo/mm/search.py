@@ -15,6 +15,7 @@ from prunet_zoo.errors import LatencyError
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.distributed import from_first, full_precision_on_cpu, processes
 from prunet_zoo.mm.search_loop import RESULT_FILES
+from prunet_zoo.mm.strategies import check_model
 from prunet_zoo.mm.training import build_runner, close_hooks, make_robust, prepare_resume
 from prunet_zoo.search.target import TRIES
 
@@ -82,6 +83,7 @@ def _search(cfg: Config) -> dict[str, Any]:
     prepare_resume(cfg)
     if resume and report:
         return report if is_main_process() else {}
+    check_model(cfg.model)
     runner = build_runner(cfg)
     try:
         runner.train()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from prunet_zoo.errors import PrunetError, TrainingError
 from prunet_zoo.files import write_json
 from prunet_zoo.latency import Setting, get_backend, measure
-from prunet_zoo.search.adjust import LOWEST
 from prunet_zoo.search.target import TargetHitter
 from prunet_zoo.space import Encoding
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from prunet_zoo.mm.search_loop import SearchLoop
 
 SECONDS, ATTEMPTS = 0.6, 3  # of a measurement: time for its runs, how often it is made at most until two agree
+QUICK = 0.15  # time for the runs of one that is only to rank networks; it is made once
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,11 @@ class Chosen:
     """The architecture found and how far its latency can be trusted.
 
     ``status`` is "measured" (it meets the target; ``reason`` says what there is to doubt), "predicted" (it cannot be
-    measured here, ``reason`` says why) or "missed: …". ``measured`` is a latency record, None where it was not
-    measured; ``correction`` the factor by which measured networks like it differ from the table, 1 where its word was
-    taken. ``verify``: how many networks were to be measured at most; ``epoch``: before which epoch it was chosen, the
-    number of epochs where all were over; ``seconds`` and ``peak_mb`` of exploring and choosing.
+    measured here, ``reason`` says why; it meets the target by the cost's word) or "missed: …". ``measured`` is a
+    latency record, None where it was not measured; ``correction`` the factor by which measured networks like it differ
+    from the table, 1 where its word was taken. ``tries``: how many networks were measured; ``trials``: those of them
+    that are told in the report; ``verify``: how many were to be measured at most; ``epoch``: before which epoch it was
+    chosen, the number of epochs where all were over; ``seconds`` and ``peak_mb`` of exploring and choosing.
     """
 
     encoding: Encoding
@@ -38,6 +39,7 @@ class Chosen:
     measured: dict[str, Any] | None = None
     correction: float = 1.0
     trials: list[dict[str, Any]] = field(default_factory=list)
+    tries: int = 0
     verify: int = 0
     epoch: int = 0
     seconds: float = 0.0
@@ -51,7 +53,7 @@ class Chosen:
     def from_dict(cls, data: Mapping[str, Any]) -> Chosen:
         """The inverse of `to_dict`."""
         encoding = tuple(None if choice is None else (choice[0], choice[1]) for choice in data["encoding"])
-        return cls(**{**data, "encoding": encoding})
+        return cls(**{"tries": len(data["trials"]), **data, "encoding": encoding})
 
 
 def choose(loop: SearchLoop, path: Path, tell: Callable[[str], None] = lambda line: None) -> Chosen:
@@ -64,11 +66,12 @@ def choose(loop: SearchLoop, path: Path, tell: Callable[[str], None] = lambda li
     own = loop.strategy.measured_choice()
     if own is not None:
         trials = [dict(trial) for trial in own.trials]
-        return _chosen(own.encoding, own.missed, own.doubt, measured=own.record, trials=trials)
+        return _chosen(own.encoding, own.missed, own.doubt, measured=own.record, trials=trials, tries=own.networks)
     source = cost.describe()
     why = why_not_measured(source)
     if why is not None:
-        return Chosen(loop.strategy.finish(), "predicted", why)
+        missed = loop.strategy.missed()
+        return Chosen(loop.strategy.finish(), f"missed: {missed}" if missed else "predicted", why)
     if not loop.verify:
         encoding = loop.strategy.finish()
         measured = measure_like(space.decode(encoding), source)
@@ -76,7 +79,7 @@ def choose(loop: SearchLoop, path: Path, tell: Callable[[str], None] = lambda li
         doubt = f"the measurement was disturbed: {'; '.join(measured['disturbed'])}" if measured["disturbed"] else None
         missed = f"the table's word was taken (--verify 0), the network measures {100 * off:+.1f}% off the target"
         missed += f"; {doubt}" if doubt else ""
-        return _chosen(encoding, None if LOWEST - 1 < off <= 0 else missed, doubt, measured=measured)
+        return _chosen(encoding, None if loop.strategy.lowest - 1 < off <= 0 else missed, doubt, measured=measured)
     log = TrialLog(path, lambda spec: measure_like(spec, source))
     found = TargetHitter(space, cost, loop.strategy.finish, log, target, loop.verify, tell).run()
     return _chosen(
@@ -86,6 +89,7 @@ def choose(loop: SearchLoop, path: Path, tell: Callable[[str], None] = lambda li
         measured=found.trial.record,
         correction=found.correction,
         trials=[trial.to_dict() for trial in found.trials],
+        tries=len(found.trials),
     )
 
 
@@ -140,7 +144,8 @@ def why_not_measured(source: dict[str, Any]) -> str | None:
     return None if known else f"{other}: it has {mine}"
 
 
-def measure_like(spec: Any, source: dict[str, Any]) -> dict[str, Any]:
+def measure_like(spec: Any, source: dict[str, Any], quick: bool = False) -> dict[str, Any]:
     """Measure a network (spec, or module with one) the way its table was measured (`Cost.describe`); returns the record
-    as plain data."""
-    return measure(spec, backend=source["backend"], **_setting(source), seconds=SECONDS, attempts=ATTEMPTS).to_dict()
+    as plain data. ``quick``: enough to rank networks."""
+    seconds, attempts = (QUICK, 1) if quick else (SECONDS, ATTEMPTS)
+    return measure(spec, source["backend"], **_setting(source), seconds=seconds, attempts=attempts).to_dict()

@@ -41,7 +41,7 @@ class History:
         """Note what was pruned; returns a line for people on each."""
         events = list(events)
         self.events += [event.to_dict() for event in events]
-        return [f"pruned {e.kind} in layer {e.layer}: {e.what}{_likely(e)}" for e in events]
+        return [f"{_what(e)} in layer {e.layer}: {e.what}{_likely(e)}" for e in events]
 
     def close_epoch(self, epoch: int, steps: int, figures: Mapping[str, Any]) -> None:
         """End an epoch of so many ``steps``: its row has their means, seconds, steps/s and ``figures``."""
@@ -60,8 +60,12 @@ class History:
         self.seconds, self._totals = float(state["seconds"]), dict(state["totals"])
 
 
+def _what(event: PruneEvent) -> str:
+    return "widened" if event.kind == "widened" else f"pruned {event.kind}"
+
+
 def _likely(event: PruneEvent) -> str:
-    return "" if event.kind == "channels" else f" (probability {event.probability:.3f})"
+    return "" if event.kind in ("channels", "widened") else f" (probability {event.probability:.3f})"
 
 
 def state_mb(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:

@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from mmengine.dist import barrier, broadcast_object_list, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner, set_random_seed
 from torch.utils.data import DataLoader
 
 from prunet_zoo.errors import DataError, TrainingError
 from prunet_zoo.mm.cli import ConfigError
+from prunet_zoo.mm.distributed import from_first
 from prunet_zoo.mm.epoch_loop import ResumableEpochLoop, skip_batches
 from prunet_zoo.mm.rng import rng_state, set_rng_state
 from prunet_zoo.mm.search_history import History, peak_memory_mb, reset_peak_memory, state_mb
 from prunet_zoo.mm.search_model import SearchModel, average_buffers, average_gradients, is_alone, send_tensors
 from prunet_zoo.mm.search_services import make_services
 from prunet_zoo.mm.search_stop import keep_before_long_work, stop_if_asked
-from prunet_zoo.mm.strategies import build_strategy, check_fit
+from prunet_zoo.mm.strategies import build_strategy, check_fit, check_start
 from prunet_zoo.registry import LOOPS, register
-from prunet_zoo.search.strategy import PruneEvent, Record, SearchNet, SearchStrategy
+from prunet_zoo.search.strategy import Measure, PruneEvent, Record, SearchNet, SearchStrategy
 from prunet_zoo.search.target import TRIES
 from prunet_zoo.supernet import drop_parameters
 
@@ -116,18 +117,21 @@ class SearchLoop(ResumableEpochLoop):
         """Load or measure the latency table and bind the strategy (before weights are loaded or resumed)."""
         from prunet_zoo.mm.latency_cost import make_cost  # imports backends: not with `import prunet_zoo`
 
+        def bind() -> None:
+            self.cost: Cost = make_cost(self.searched.space, self.runner.work_dir, **self.latency_cfg)
+
+        from_first(bind)  # it measures the table, the others read it
         if not is_main_process():
-            barrier()  # the first process measures the table, the others read it
-        self.cost: Cost = make_cost(self.searched.space, self.runner.work_dir, **self.latency_cfg)
-        if is_main_process():
-            barrier()
+            bind()
         loaders = (self.dataloader, self.arch_dataloader, self.arch_config)
         services = make_services(self.model, *loaders, self._measure(), self.runner.work_dir, self._tell)
         bound = (self.searched, self.cost, self.max_epochs, self.runner.seed, len(self.dataloader), services)
         self.strategy.setup(*bound)
+        check_start(self.strategy, self.model, self.max_epochs)
         self.model.penalty = self.strategy.penalty
+        self.model.arch_in_weight_step = self.strategy.arch_in_weight_step
 
-    def _measure(self) -> Any:
+    def _measure(self) -> Measure | None:
         """Measures a network as the cost was; None where the device is not at hand, or the table's word is taken."""
         from prunet_zoo.mm import search_choice
 
@@ -135,8 +139,8 @@ class SearchLoop(ResumableEpochLoop):
         if not self.verify or search_choice.why_not_measured(source) is not None:
             return None
 
-        def measure(network: Any) -> Record:
-            return search_choice.measure_like(network, source)
+        def measure(network: Any, quick: bool = False) -> Record:
+            return search_choice.measure_like(network, source, quick)
 
         return measure
 
@@ -188,8 +192,8 @@ class SearchLoop(ResumableEpochLoop):
             keep_before_long_work(self.runner)
         outside, training = rng_state(), self.runner.model.training
         set_random_seed(self.runner.seed or 0)
-        box: list[Any] = [None, None]
-        if is_main_process():
+
+        def work() -> tuple[dict[str, Any], dict[str, Any] | None]:
             reset_peak_memory()
             started = time.perf_counter()
             self.strategy.explore()
@@ -200,11 +204,12 @@ class SearchLoop(ResumableEpochLoop):
             seconds = max(seconds, float(self.strategy.details().get("seconds", 0.0)))
             peak = peak_memory_mb()
             chosen = replace(chosen, verify=self.verify, epoch=self._epoch, seconds=seconds, peak_mb=peak)
-            box = [chosen.to_dict(), self.strategy.state_dict() if trains_on and not is_alone() else None]
-        broadcast_object_list(box)
-        if box[1] is not None and not is_main_process():
-            self.forget(self.strategy.load_state_dict(box[1]))
-        self.chosen = Chosen.from_dict(box[0])
+            return chosen.to_dict(), self.strategy.state_dict() if trains_on and not is_alone() else None
+
+        decision, state = from_first(work)
+        if state is not None and not is_main_process():
+            self.forget(self.strategy.load_state_dict(state))
+        self.chosen = Chosen.from_dict(decision)
         self.strategy.adopt(self.chosen.encoding)
         send_tensors(self.module)
         self.runner.model.train(training)

@@ -28,6 +28,8 @@ class SearchModel(BaseModel):
 
     Attributes:
         penalty: a term of the strategy's that is added to the loss of a weight step, see `SearchStrategy.penalty`.
+        arch_in_weight_step: whether the strategy uses the gradients that a weight step leaves on the architecture's
+            parameters.
         trained: whether its weights are those of a trained network.
     """
 
@@ -37,6 +39,7 @@ class SearchModel(BaseModel):
         super().__init__(data_preprocessor=data_preprocessor)
         self.label_smoothing = label_smoothing
         self.penalty: Callable[[], torch.Tensor | None] = _no_penalty
+        self.arch_in_weight_step = False
 
     @property
     @abstractmethod
@@ -75,7 +78,7 @@ class SearchModel(BaseModel):
             losses["penalty_loss"] = penalty  # whatever has "loss" in its name is summed; "loss" stays cross-entropy
         loss, log_vars = self.parse_losses(losses)
         optim_wrapper.backward(optim_wrapper.scale_loss(loss))
-        arch = [] if penalty is None else [p for p in self.searched.arch_parameters() if p.requires_grad]
+        arch = [p for p in self.searched.arch_parameters() if p.requires_grad] if self.arch_in_weight_step else []
         weights = [p for group in optim_wrapper.optimizer.param_groups for p in group["params"]]
         average_gradients([*weights, *arch])
         _unscale(arch, optim_wrapper)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from mmengine.dist import barrier, is_main_process
 from mmengine.runner import set_random_seed
 from torch import nn
 
 from prunet_zoo.files import write_atomic, write_json
+from prunet_zoo.mm.distributed import from_first
 from prunet_zoo.models import create_model, save_weights
 from prunet_zoo.models.pruned import PrunedSpec, build_pruned
 from prunet_zoo.search.report import render_report
@@ -32,11 +32,7 @@ def write_result(runner: SuperNetRunner) -> dict[str, Any]:
     returns the report."""
     loop: SearchLoop = runner.train_loop
     chosen = loop.decide()
-    report: dict[str, Any] = {}
-    if is_main_process():
-        report = _write(runner, loop, chosen)
-    barrier()
-    return report
+    return from_first(lambda: _write(runner, loop, chosen))
 
 
 def _write(runner: SuperNetRunner, loop: SearchLoop, chosen: Chosen) -> dict[str, Any]:
@@ -70,7 +66,7 @@ def _write(runner: SuperNetRunner, loop: SearchLoop, chosen: Chosen) -> dict[str
         "reason": chosen.reason,
         "verify": chosen.verify,
         "correction": chosen.correction,
-        "tries": len(chosen.trials),
+        "tries": chosen.tries,
         "trials": chosen.trials,
         "cost": cost.describe(),
         "top1_inherited": top1,
@@ -100,6 +96,8 @@ def _write(runner: SuperNetRunner, loop: SearchLoop, chosen: Chosen) -> dict[str
 
 
 def _advice(loop: SearchLoop, chosen: Chosen) -> str:
+    if loop.strategy.measured_choice() is not None or loop.strategy.missed() is not None:  # it has its own rule
+        return "Give a target that can be reached (--target-ms), or more to choose from: a finer grid, a wider search"
     more = f"--verify {2 * chosen.verify or TRIES}"
     if chosen.epoch < loop.max_epochs:  # weights were trained for it: another network needs another run
         return f"To try more networks, search again in another --work-dir with {more}"

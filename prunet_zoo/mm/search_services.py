@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from prunet_zoo.mm.search_model import SearchModel, average_figure
 from prunet_zoo.registry import DATASETS
-from prunet_zoo.search.strategy import Batch, Record, Services
+from prunet_zoo.search.strategy import Batch, Measure, Services
 
 FOLDER = "method"  # of the work directory: files of the method's own
 _HELD_SEED = 20_190  # only matters for data that cannot be had without augmentation
@@ -25,7 +25,7 @@ def make_services(
     train: DataLoader[Any],
     held: DataLoader[Any],
     held_config: Mapping[str, Any],
-    measure: Callable[[Any], Record] | None,
+    measure: Measure | None,
     work_dir: str | Path,
     tell: Callable[[str], None],
 ) -> Services:

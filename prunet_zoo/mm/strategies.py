@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_type_hints
 
 from mmengine.model import BaseModel
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from prunet_zoo import search
 from prunet_zoo.errors import unknown_name
@@ -13,7 +15,7 @@ from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.masked_model import MaskedClassifier
 from prunet_zoo.mm.search_model import SearchModel
 from prunet_zoo.mm.supernet_model import SuperNetClassifier
-from prunet_zoo.registry import TASK_UTILS, register
+from prunet_zoo.registry import MODELS, TASK_UTILS, register
 from prunet_zoo.search.strategy import SearchStrategy
 
 MODELS_OF: dict[str, type[SearchModel]] = {
@@ -25,7 +27,12 @@ MODELS_OF: dict[str, type[SearchModel]] = {
 
 
 def build_strategy(config: dict[str, Any]) -> SearchStrategy:
-    """The strategy of ``train_cfg.strategy``; raises `ConfigError` for an unknown type or argument."""
+    """The strategy of ``train_cfg.strategy``.
+
+    Raises:
+        ConfigError: an unknown type or argument, or an argument of another type.
+        LatencyError, SpecError: an argument is out of range.
+    """
     name = str(config.get("type", ""))
     if name in MODELS_OF:
         register(TASK_UTILS)(getattr(search, name))  # here: the methods are not loaded with `import prunet_zoo`
@@ -36,7 +43,30 @@ def build_strategy(config: dict[str, Any]) -> SearchStrategy:
     odd = ", ".join(sorted(set(config) - {"type"} - set(known)))
     if odd:
         raise ConfigError(f"train_cfg.strategy does not take {odd}; {cls.__name__} takes {', '.join(known)}")
+    hints = get_type_hints(cls.__init__) if name in MODELS_OF else {}
+    for key, value in config.items():
+        if key in hints and key != "type":
+            _check_type(f"train_cfg.strategy.{key}", value, hints[key])
     return TASK_UTILS.build(dict(config))
+
+
+def _check_type(field: str, value: Any, hint: Any) -> None:
+    value = tuple(value) if isinstance(value, list) else value  # a config's lists stand for tuples
+    try:
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{field}: {error.errors()[0]['msg']}, got {value!r}") from None
+
+
+def check_model(config: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where the config of a search's model has keys that the model does not take."""
+    cls = MODELS.get(config["type"]) if isinstance(config.get("type"), str) else config.get("type")
+    if not (isinstance(cls, type) and issubclass(cls, SearchModel)):
+        return  # told by `check_fit`, or by the registry
+    known = sorted(set(inspect.signature(cls).parameters))
+    odd = ", ".join(sorted(set(config) - {"type"} - set(known)))
+    if odd:
+        raise ConfigError(f"model does not take {odd}; {cls.__name__} takes {', '.join(known)}")
 
 
 def check_fit(strategy: SearchStrategy, model: BaseModel) -> SearchModel:
@@ -62,3 +92,14 @@ def check_fit(strategy: SearchStrategy, model: BaseModel) -> SearchModel:
             "give model.weights (or model.pretrained for timm), or a share of the epochs to train in first"
         )
     return model
+
+
+def check_start(strategy: SearchStrategy, model: SearchModel, epochs: int) -> None:
+    """Raise `ConfigError` where a method that prunes a trained network would start with an untrained one: the epochs,
+    which `SearchStrategy.setup` has shared out, leave none to train in first."""
+    if strategy.pretrain_epochs == 0 and isinstance(model, MaskedClassifier) and not model.trained:
+        raise ConfigError(
+            f"{type(strategy).__name__} prunes a trained network, but the model has no weights and of {epochs} epochs "
+            "none is left to train in first; give model.weights, more epochs (train_cfg.max_epochs) or a larger "
+            "train_cfg.strategy.pretrain"
+        )

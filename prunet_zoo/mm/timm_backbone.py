@@ -1,13 +1,15 @@
 """TimmBackbone: a network of timm as an mmdet backbone, with the arguments and level numbers of `PruNet`.
 
 It is there for comparisons: the same detector with a PruNet or with an EfficientNet is one word. timm builds the
-network (``create_model(features_only=True)``); this file adds what a detector's config expects of a backbone.
+network (``create_model(features_only=True)``); this file adds what a detector's config expects of a backbone. A network
+of timm that a search has cut (`PrunedSpec`) is built the same way and then made narrower.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +18,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunet_zoo.errors import CheckpointError, SpecError, few, unknown_name
-from prunet_zoo.mm.backbone import StrictBackbone, plain_value
+from prunet_zoo.mm.backbone import StrictBackbone, plain, plain_value
 from prunet_zoo.models.backbone import check_arguments
+from prunet_zoo.models.channels import layer_shape
 from prunet_zoo.models.layers import make_norm_factory
+from prunet_zoo.models.pruned import PrunedSpec, load_pruned_spec, shrink
 from prunet_zoo.models.weights import load_weights
 from prunet_zoo.registry import MODELS, register
 
@@ -38,6 +42,8 @@ class TimmBackbone(StrictBackbone):
 
     Args:
         model_name: as timm lists it, with or without the tag of its weights: ``'efficientnet_b0.ra_in1k'``.
+        arch: instead of ``model_name`` a network of timm that a search has cut: `PrunedSpec`, dict, or path of its spec
+            or weights, of which the spec alone is taken. Name and options are the spec's.
         out_indices: feature levels by stride as of `PruNet`: 0 is stride 2, 1 is stride 4, …; each is the last map of
             its stride. What lies behind the last of them is not built.
         pretrained: load timm's weights in `init_weights` (they are downloaded once, into timm's cache).
@@ -58,7 +64,7 @@ class TimmBackbone(StrictBackbone):
 
     def __init__(
         self,
-        model_name: str,
+        model_name: str | None = None,
         out_indices: Sequence[int] = (1, 2, 3, 4),
         pretrained: bool = False,
         frozen_stages: int = -1,
@@ -67,15 +73,18 @@ class TimmBackbone(StrictBackbone):
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+        arch: str | Path | dict[str, Any] | PrunedSpec | None = None,
         **timm_options: Any,
     ) -> None:
         super().__init__()
         check_arguments(out_indices, frozen_stages, norm_cfg, drop_path_rate)
         self.init_cfg = init_cfg
+        if arch is not None and pretrained:
+            raise SpecError("timm has no weights of a cut network; give the found ones as init_cfg, not pretrained")
+        model_name, self.spec, self.options = _which(model_name, arch, timm_options)
         self.model_name, self.pretrained, self.out_indices = model_name, pretrained, tuple(out_indices)
         self.frozen_stages, self.norm_eval, self.with_cp = frozen_stages, norm_eval, with_cp
-        self.options = plain_value(timm_options)
-        levels = timm_levels(model_name, **self.options)
+        levels = _levels(model_name, self.spec, self.options)
         chosen = _choose(model_name, levels, self.out_indices)
         if frozen_stages != -1 and (frozen_stages not in levels or frozen_stages > self.out_indices[-1]):
             allowed = [-1, *(i for i in levels if i <= self.out_indices[-1])]
@@ -87,8 +96,10 @@ class TimmBackbone(StrictBackbone):
         drop_path = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         positions = [level.position for level in chosen]
         self.net = _create(model_name, features_only=True, out_indices=positions, **drop_path, **self.options)
+        if self.spec is not None:
+            _narrow(self.net, self.spec)
         _cut(self.net, chosen[-1].module)
-        _set_norms(self.net, norm_cfg, model_name)
+        set_norms(self.net, norm_cfg, model_name)
         if with_cp:
             try:
                 self.net.set_grad_checkpointing(True)
@@ -134,37 +145,82 @@ class TimmBackbone(StrictBackbone):
         return load_weights(self.net, _own_names(state, self.net), prefix=prefix, origin=origin)
 
 
-def timm_channels(model_name: str, out_indices: Sequence[int] = (1, 2, 3, 4), **options: Any) -> list[int]:
-    """Channels of the levels ``out_indices`` (0 is stride 2) of timm's ``model_name``; nothing is loaded.
+def timm_channels(
+    model_name: str | None = None, out_indices: Sequence[int] = (1, 2, 3, 4), arch: Any = None, **options: Any
+) -> list[int]:
+    """Channels of the levels ``out_indices`` (0 is stride 2) of a network of timm, whole or cut; nothing is loaded.
 
     Raises:
         UnknownNameError, SpecError: there is no such network or level; the message says which there are.
     """
-    return [level.channels for level in _choose(model_name, timm_levels(model_name, **options), out_indices)]
+    name, spec, options = _which(model_name, arch, options)
+    return [level.channels for level in _choose(name, _levels(name, spec, options), out_indices)]
 
 
-def timm_levels(model_name: str, **options: Any) -> dict[int, Level]:
-    """The levels that a network has, by number (0 is stride 2); ``options`` as of ``timm.create_model``."""
-    key = repr((model_name, sorted(plain_value(options).items())))
+def timm_levels(model_name: str | None = None, arch: Any = None, **options: Any) -> dict[int, Level]:
+    """The levels that a network has, by number (0 is stride 2); arguments as of `TimmBackbone`."""
+    return _levels(*_which(model_name, arch, options))
+
+
+def _which(
+    model_name: str | None, arch: Any, options: Mapping[str, Any]
+) -> tuple[str, PrunedSpec | None, dict[str, Any]]:
+    """Name in timm, spec where it was cut, and arguments of ``timm.create_model``."""
+    if (model_name is None) == (arch is None):
+        raise SpecError("TimmBackbone takes either model_name, as timm lists it, or arch, the spec of a found network")
+    if model_name is not None:
+        return model_name, None, plain_value(options)
+    if options:
+        raise SpecError(f"TimmBackbone: with arch the options are the spec's; leave {few(options)} out")
+    spec = load_pruned_spec(arch if isinstance(arch, PrunedSpec) else plain(arch))  # type: ignore[arg-type]
+    spec.params()  # raises where its shapes fit no network
+    return str(spec.timm), spec, {**plain_value(spec.options), "in_chans": spec.in_channels}
+
+
+def _levels(model_name: str, spec: PrunedSpec | None, options: Mapping[str, Any]) -> dict[int, Level]:
+    key = repr((model_name, spec and spec.to_json(), sorted(options.items())))
     if key not in _LEVELS:
-        _LEVELS[key] = _find_levels(model_name, **options)
+        _LEVELS[key] = _find_levels(model_name, spec, options)
     return dict(_LEVELS[key])
 
 
 _LEVELS: dict[str, dict[int, Level]] = {}  # what has been looked up: a network is built for it
 
 
-def _find_levels(model_name: str, **options: Any) -> dict[int, Level]:
+def _find_levels(model_name: str, spec: PrunedSpec | None, options: Mapping[str, Any]) -> dict[int, Level]:
     # on the meta device nothing is allocated or drawn at random
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         net = _create(model_name, features_only=True, **options)
+    channels = [int(info["num_chs"]) for info in net.feature_info.info]
+    if spec is not None:
+        _narrow(net, spec)
+        channels = _map_channels(net, spec)
     levels = {}
     for position, info in enumerate(net.feature_info.info):
         stride = int(info["reduction"])
         if stride >= 2 and stride & (stride - 1) == 0:
             number = stride.bit_length() - 2
-            levels[number] = Level(int(info["num_chs"]), stride, str(info["module"]), position)
+            levels[number] = Level(channels[position], stride, str(info["module"]), position)
     return levels
+
+
+def _narrow(net: nn.Module, spec: PrunedSpec) -> None:
+    """Give a feature network the shapes that its spec has for the classifier."""
+    layers = [name for name, layer in net.named_modules() if layer_shape(layer) is not None]
+    pairs = [(own, theirs) for own in layers for theirs in (own, _classifiers_name(own)) if theirs in spec.shapes]
+    shrink(net, {own: spec.shapes[theirs] for own, theirs in pairs})
+
+
+def _map_channels(net: nn.Module, spec: PrunedSpec) -> list[int]:
+    """Channels of all maps of a feature network on the meta device."""
+    image = torch.zeros(1, spec.in_channels, spec.input_size, spec.input_size, device="meta")
+    try:
+        maps = net.eval()(image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SpecError(f"{spec.name!r}, cut from timm's {spec.timm}, cannot be a backbone ({reason})") from error
+    channel = -1 if str(getattr(net, "output_fmt", "")).endswith("NHWC") else 1
+    return [int(m.shape[channel]) for m in maps]
 
 
 def _choose(model_name: str, levels: Mapping[int, Level], out_indices: Sequence[int]) -> list[Level]:
@@ -220,8 +276,7 @@ def _own_names(state: Mapping[str, torch.Tensor], net: nn.Module) -> dict[str, t
     'stages.0' in the classifier, or puts the classifier's body under 'model.'."""
     renamed = dict(state)
     for own in net.state_dict():
-        first, _, rest = own.partition(".")
-        theirs = rest if first in ("model", "body") else ".".join((re.sub(r"_([^_]+)$", r".\1", first), rest))
+        theirs = _classifiers_name(own)
         for name in state:
             if name == theirs or name.endswith(f".{theirs}"):
                 renamed.setdefault(name.removesuffix(theirs) + own, state[name])
@@ -229,6 +284,13 @@ def _own_names(state: Mapping[str, torch.Tensor], net: nn.Module) -> dict[str, t
         if name.endswith("running_mean"):
             renamed.setdefault(name.removesuffix("running_mean") + "num_batches_tracked", torch.tensor(0))
     return renamed
+
+
+def _classifiers_name(own: str) -> str:
+    first, _, rest = own.partition(".")
+    if first in ("model", "body"):
+        return rest
+    return ".".join(part for part in (re.sub(r"_([^_]+)$", r".\1", first), rest) if part)
 
 
 def _cut(net: nn.Module, last: str) -> None:
@@ -254,7 +316,7 @@ def _up_to(net: nn.Module, last: str, model_name: str) -> list[nn.Module]:
     return [module for _, module in list(net.named_modules())[: end + 1]]
 
 
-def _set_norms(net: nn.Module, norm_cfg: Mapping[str, Any] | None, model_name: str) -> None:
+def set_norms(net: nn.Module, norm_cfg: Mapping[str, Any] | None, model_name: str) -> None:
     """Put the norm of ``norm_cfg`` in the place of every BatchNorm, with its activation where timm joins the two."""
     if norm_cfg is None:
         return

@@ -102,10 +102,12 @@ class Profile:
     Attributes:
         layers: convolutions, linear layers and BatchNorms.
         total_params: trainable parameters of the whole network.
+        output: shape of what it gives for one image, without the batch; empty where that is no tensor.
     """
 
     layers: Mapping[str, LayerProfile] = field(repr=False)
     total_params: int
+    output: Shape = ()
 
     def macs(self, shapes: Mapping[str, Sequence[int]]) -> int:
         """Multiply-accumulates for one image with these layers in other shapes."""
@@ -141,14 +143,15 @@ def take_profile(net: nn.Module, channels: int, size: tuple[int, int]) -> Profil
             handles.append(module.register_forward_hook(note(name)))
         net.eval()
         with torch.no_grad():
-            net(torch.zeros(1, channels, *size, device=first.device, dtype=first.dtype))
+            given = net(torch.zeros(1, channels, *size, device=first.device, dtype=first.dtype))
     finally:
         for handle in handles:
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
     total = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    return Profile({name: _layer(module, positions.get(name, 0)) for name, module in layers.items()}, total)
+    output = tuple(given.shape[1:]) if isinstance(given, torch.Tensor) else ()
+    return Profile({name: _layer(module, positions.get(name, 0)) for name, module in layers.items()}, total, output)
 
 
 def _layer(module: nn.Module, positions: int) -> LayerProfile:

@@ -92,12 +92,13 @@ class PrunedSpec(Frozen):
         return stable_hash({**data, "timm": self.timm and self.timm.partition(".")[0]})
 
     def params(self) -> int:
-        """Trainable parameters of the network."""
-        return _start(self, self.input_size).params(self.shapes)
+        """Trainable parameters of the network; raises as `build_pruned` does."""
+        return _profile_of(self.to_json(), as_size(self.input_size)).total_params
 
     def macs(self, input_size: Size | None = None) -> int:
-        """Multiply-accumulates of all convolutions and linear layers for one image of ``input_size`` px."""
-        return _start(self, self.input_size if input_size is None else input_size).macs(self.shapes)
+        """Multiply-accumulates of all convolutions and linear layers for one image of ``input_size`` px; raises as
+        `build_pruned` does, and `SpecError` where the network does not run on such an image."""
+        return _profile_of(self.to_json(), as_size(self.input_size if input_size is None else input_size)).macs({})
 
     def replace(self, **changes: Any) -> PrunedSpec:
         """Return a validated copy with some fields changed."""
@@ -160,7 +161,7 @@ def create_start(spec: PrunedSpec, pretrained: bool = False) -> nn.Module:
     try:
         return timm.create_model(spec.timm, pretrained=pretrained, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError, IndexError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = _short(f"{type(error).__name__}: {error}")
         raise SpecError(f"timm cannot make {spec.timm!r} with options {dict(spec.options)}: {reason}") from error
 
 
@@ -175,14 +176,29 @@ def build_pruned(spec: PrunedSpec, start: nn.Module | None = None) -> nn.Module:
 
     Raises:
         UnknownNameError: timm has no such network.
-        SpecError: a layer does not exist, is to become larger, or the shapes do not fit each other.
+        SpecError: a layer does not exist, is to become larger, or the shapes do not fit each other or the classes.
     """
     net: Any = create_start(spec) if start is None else copy.deepcopy(start)
-    _shrink(net, spec.shapes)
+    shrink(net, spec.shapes)
     if spec.shapes:
-        _check_runs(net, spec)
+        _check_fit(copy.deepcopy(net).to("meta"), spec, as_size(spec.input_size))
     net.spec = spec
     return net
+
+
+def head_names(net: nn.Module) -> tuple[str, ...]:
+    """Names of the classifier's last layer(s), as timm tells them."""
+    named = (getattr(net, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def with_classes(spec: PrunedSpec, num_classes: int) -> PrunedSpec:
+    """The same network of timm with a head for another number of classes; raises as `create_start`."""
+    if num_classes == spec.num_classes:
+        return spec
+    heads = head_names(meta_start(spec))
+    shapes = {name: (num_classes, *shape[1:]) if name in heads else shape for name, shape in spec.shapes.items()}
+    return spec.replace(num_classes=num_classes, shapes=shapes)
 
 
 def load_pruned(source: str | Path | dict[str, Any] | PrunedSpec, weights: str | Path | None = None) -> nn.Module:
@@ -205,8 +221,12 @@ def load_pruned(source: str | Path | dict[str, Any] | PrunedSpec, weights: str |
     return net
 
 
-def _shrink(net: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Give the layers of a start network these shapes, in place: the first channels stay."""
+def shrink(net: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give the layers of a start network these shapes, in place: the first channels stay.
+
+    Raises:
+        SpecError: there is no such layer, or it cannot have that shape.
+    """
     layers = dict(net.named_modules())
     strange = [name for name in shapes if name not in layers]
     if strange:
@@ -232,33 +252,50 @@ def _shrink(net: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
         select_channels(layers[name], torch.arange(new[0]), inputs)
 
 
-def _check_runs(net: nn.Module, spec: PrunedSpec) -> None:
-    """Raise `SpecError` where the shapes do not fit each other; computes nothing (torch's meta device)."""
-    bare: Any = copy.deepcopy(net).to("meta")
+def _check_fit(net: nn.Module, spec: PrunedSpec, size: tuple[int, int]) -> Profile:
+    """The profile of a network that was shrunk, on torch's meta device, where nothing is computed.
+
+    Raises:
+        SpecError: its shapes do not fit each other or the spec's classes.
+    """
+    profile = _run(net, spec, size, f"shapes of {spec.name!r} do not fit each other")
+    if spec.num_classes and profile.output != (spec.num_classes,):
+        given = "×".join(map(str, profile.output)) or "no"
+        raise SpecError(f"shapes of {spec.name!r} lead to {given} outputs, but num_classes is {spec.num_classes}")
+    return profile
+
+
+def _run(net: nn.Module, spec: PrunedSpec, size: tuple[int, int], wrong: str) -> Profile:
     try:
-        take_profile(bare, spec.in_channels, as_size(spec.input_size))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise SpecError(f"shapes of {spec.name!r} do not fit each other ({reason})") from error
+        return take_profile(net, spec.in_channels, size)
+    except (RuntimeError, ValueError, AssertionError) as error:  # whatever a network checks its input by
+        raise SpecError(f"{wrong} ({_short(error)})") from error
 
 
-def _start(spec: PrunedSpec, size: Size) -> Profile:
-    """The layers of a spec's start network for input of ``size``; the spec's own layers must be among them."""
-    options = json.dumps(spec.options, sort_keys=True)
-    found = _start_of(spec.timm, options, spec.in_channels, spec.num_classes, as_size(size))
-    strange = [name for name in spec.shapes if name not in found.layers]
-    if strange:
-        raise SpecError(f"shapes: the network has no layer {few(strange)}")
-    return found
+def _short(error: object) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@lru_cache(maxsize=64)
+def _profile_of(text: str, size: tuple[int, int]) -> Profile:
+    """The layers of a spec's network for input of ``size``; ``text``: the spec as JSON."""
+    spec = PrunedSpec.from_dict(json.loads(text))
+    start = meta_start(spec)
+    whole = _run(start, spec, size, f"{spec.timm} does not run on input of {size[0]}×{size[1]} px")
+    if not spec.shapes:
+        return whole
+    shrink(start, spec.shapes)
+    return _check_fit(start, spec, size)
+
+
+def meta_start(spec: PrunedSpec) -> nn.Module:
+    """The start network of a spec on torch's meta device: shapes without values, in no memory. Raises as `create_start`
+    does; draws nothing at random."""
+    data = {**spec.to_dict(), "name": "start", "input_size": 1, "shapes": {}}
+    return copy.deepcopy(_meta_start(json.dumps(data, sort_keys=True)))
 
 
 @lru_cache(maxsize=16)
-def _start_of(timm: str | None, options: str, channels: int, classes: int, size: tuple[int, int]) -> Profile:
-    data = {"timm": timm, "options": json.loads(options), "in_channels": channels, "num_classes": classes, "shapes": {}}
+def _meta_start(text: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # counting must not change what is drawn after it
-        net = create_start(PrunedSpec.from_dict(data))
-    try:
-        return take_profile(net.to("meta"), channels, size)
-    except (RuntimeError, ValueError, AssertionError) as error:  # whatever a network checks its input by
-        reason = " ".join(str(error).split())[:300]
-        raise SpecError(f"{timm} does not run on input of {size[0]}×{size[1]} px ({reason})") from error
+        return create_start(PrunedSpec.from_dict(json.loads(text))).to("meta")

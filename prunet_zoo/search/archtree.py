@@ -21,6 +21,7 @@ from prunet_zoo.search.archtree_run import run_tree, weights_hash
 from prunet_zoo.search.archtree_tree import Tree
 from prunet_zoo.search.archtree_workers import Evaluator
 from prunet_zoo.search.strategy import GradSync, MeasuredChoice, PruneEvent, SearchStrategy, Services
+from prunet_zoo.search.target import Trial
 from prunet_zoo.space import Encoding
 from prunet_zoo.supernet.masked import MaskedNet
 
@@ -37,7 +38,8 @@ class Archtree(SearchStrategy):
             that the start network can become to the start network itself.
         beam: B, how many nodes survive a round. 1 is greedy pruning.
         children: C, how many children of a node are trained.
-        rounds: in about how many rounds the target is to be reached.
+        rounds: the target is reached in about so many rounds where ``removal`` lets it; more where groups are many.
+        removal: the greatest share of a group's channels that one removal takes (one step of its grid may take more).
         measure_most: networks that are measured for a node, of which the ``children`` best are trained; None: C + 1.
         recovery_steps: training steps of a child before it is scored.
         recovery_lr: their learning rate at the start (SGD, see `archtree_workers.recover`).
@@ -52,12 +54,15 @@ class Archtree(SearchStrategy):
         LatencyError, SpecError: an argument is out of range.
     """
 
+    lowest = ACCEPTED
+
     def __init__(
         self,
         target: float | None = None,
         beam: int = 4,
         children: int = 4,
         rounds: int = 10,
+        removal: float = 0.25,
         measure_most: int | None = None,
         recovery_steps: int = 20,
         recovery_lr: float = 0.02,
@@ -86,10 +91,12 @@ class Archtree(SearchStrategy):
             raise SpecError(f"Archtree: importance must be 'taylor' or 'magnitude', got {importance!r}")
         if not 0 < recovery_lr < math.inf:
             raise SpecError(f"Archtree: recovery_lr must be positive, got {recovery_lr!r}")
+        if not 0 < removal <= 1:
+            raise SpecError(f"Archtree: removal must be above 0 and at most 1, got {removal!r}")
         if not 0 <= pretrain <= 0.95:
             raise SpecError(f"Archtree: pretrain must be between 0 and 0.95, got {pretrain!r}")
         self.settings = TreeSettings(
-            beam, children, rounds, measure_most, recovery_steps, recovery_lr, importance, importance_batches
+            beam, children, rounds, removal, measure_most, recovery_steps, recovery_lr, importance, importance_batches
         )
         self.target = math.nan if target is None else float(target)
         self.held_batches, self.workers, self.pretrain = held_batches, workers, pretrain
@@ -122,7 +129,7 @@ class Archtree(SearchStrategy):
                 f"between {low:.4g} and {high:.4g} {cost.unit}"
             )
         self.expected = high
-        self.decision_epoch = min(round(self.pretrain * epochs), max(0, epochs - 1))
+        self.decision_epoch = self.pretrain_epochs = min(round(self.pretrain * epochs), max(0, epochs - 1))
 
     def _decode(self, counts: Sequence[int]) -> tuple[Encoding, Any]:
         encoding = self.supernet.encode(counts)
@@ -164,20 +171,18 @@ class Archtree(SearchStrategy):
     def _summary(self, tree: Tree, latencies: Latencies, seconds: float) -> dict[str, Any]:
         """What is known of the tree, as plain data."""
         best = tree.best
+        trial = latencies.trial(best.counts)
+        missed = None if latencies.meets(best.counts) else why_missed(best, self.target, trial)
         choice: dict[str, Any] | None = None
-        if self.measures:
-            trial = latencies.trial(best.counts)
-            assert trial is not None
-            doubts = [f"although disturbed, its repeats agree: {'; '.join(trial.disturbed)}"] if trial.disturbed else []
-            if not trial.sure:
-                figures = ", ".join(f"{record['median_ms']:.4g}" for record in trial.records)
-                doubts = [f"the measurement is uncertain: {figures} ms"]
+        if trial is not None:
+            disturbed = "; ".join(trial.disturbed)
             choice = {
                 "encoding": best_encoding(trial.encoding),
                 "record": trial.record,
                 "trials": [t.to_dict() for node in tree.finished if (t := latencies.trial(node.counts))],
-                "missed": missed(best, self.target),
-                "doubt": "; ".join(doubts) or None,
+                "missed": missed,
+                "doubt": f"although disturbed, its repeats agree: {disturbed}" if disturbed else None,
+                "networks": len(latencies.rows),
             }
         return {
             "choice": choice,
@@ -186,10 +191,10 @@ class Archtree(SearchStrategy):
                 "chosen": "/".join(f"{g}:{w}" for g, w in best.lineage) or "root",
                 "groups": [group.name for group in self.supernet.groups],
                 "networks_measured": len(latencies.rows),
-                "measurements": sum(len(row["records"]) for row in latencies.rows.values()),
+                "measurements": sum(len(row["quick"]) + len(row["records"]) for row in latencies.rows.values()),
                 "rounds": tree.round,
                 "seconds": seconds,
-                "missed": missed(best, self.target),
+                "missed": missed,
             },
         }
 
@@ -199,7 +204,13 @@ class Archtree(SearchStrategy):
         if choice is None:
             return None
         encoding = tuple(None if c is None else (c[0], c[1]) for c in choice["encoding"])
-        return MeasuredChoice(encoding, choice["record"], tuple(choice["trials"]), choice["missed"], choice["doubt"])
+        trials = tuple(choice["trials"])
+        return MeasuredChoice(encoding, choice["record"], trials, choice["missed"], choice["doubt"], choice["networks"])
+
+    def missed(self) -> str | None:
+        """Why the best network of the tree is not at the budget."""
+        why: str | None = self.found.get("details", {}).get("missed")
+        return why
 
     def details(self) -> dict[str, Any]:
         """The tree: a row a node, the one chosen, how many networks were measured."""
@@ -276,11 +287,14 @@ def best_encoding(encoding: Encoding) -> list[list[int] | None]:
     return [None if choice is None else list(choice) for choice in encoding]
 
 
-def missed(node: Node, target: float) -> str | None:
-    """Why a node does not meet the target; None when it does."""
-    if ACCEPTED * target < node.latency <= target:
-        return None
+def why_missed(node: Node, target: float, trial: Trial | None) -> str:
+    """Why a node, the best there is, is not at the budget; ``trial``: what was measured of it."""
     off = f"{100 * abs(node.latency / target - 1):.1f}%"
+    if ACCEPTED * target < node.latency <= target and trial is not None:
+        figures = ", ".join(f"{record['median_ms']:.4g}" for record in trial.records)
+        reasons = next((record["disturbed"] for record in trial.records if record["disturbed"]), None)
+        told = f"was disturbed ({'; '.join(reasons)})" if reasons else "is too uncertain"
+        return f"the measurement of the nearest network {told}: {figures} ms"
     if node.latency > target:
         return (
             f"nothing more can be taken out of the networks of the tree: the nearest takes {off} more than the target"

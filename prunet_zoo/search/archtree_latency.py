@@ -15,21 +15,23 @@ from typing import Any
 from prunet_zoo.cost import Cost
 from prunet_zoo.errors import TrainingError
 from prunet_zoo.files import write_json
-from prunet_zoo.search.strategy import Record
+from prunet_zoo.search.strategy import Measure, Record
 from prunet_zoo.search.target import COMFORT, Trial
 from prunet_zoo.space import Encoding
 
 SURPRISE = 0.05  # a measurement that is farther from what was expected is made again
 ACCEPTED = 0.95  # a network at the budget T takes more than this share of it
+NEAR = 1.03  # of T: a network that was ranked higher is not at the budget
 
 
 class Latencies:
     """Latency in ms of networks that are told apart by the numbers of channels kept, a group each.
 
-    A network is measured once in a search, and again only where its record is disturbed, is more than 5% off what was
-    expected, or would put it at the budget; a third time where those two differ by more than 2%. What was measured is
-    kept in a file, so that a search that was killed goes on with the same figures. Without ``measure`` the cost's word
-    is taken.
+    To be ranked, a network is measured once with little effort, and again only where that record is disturbed or is
+    more than 5% off what was expected; a third time where those two differ by more than 2%. To be accepted, it is
+    measured twice with full effort (`confirm`), and a third time where these differ. What was measured is kept in a
+    file, the two kinds apart, so that a search that was killed goes on with the same figures. Without ``measure`` the
+    cost's word is taken.
 
     Args:
         decode: the network of such numbers: its encoding and its spec.
@@ -49,7 +51,7 @@ class Latencies:
         self,
         decode: Callable[[Sequence[int]], tuple[Encoding, Any]],
         cost: Cost,
-        measure: Callable[[Any], Record] | None,
+        measure: Measure | None,
         target: float,
         path: Path,
     ) -> None:
@@ -60,7 +62,7 @@ class Latencies:
         if path.is_file():
             try:
                 self.rows = dict(json.loads(path.read_text(encoding="utf-8")))
-                assert all(row["records"] and "settled" in row for row in self.rows.values())
+                assert all(row["quick"] or row["records"] for row in self.rows.values())
             except (ValueError, TypeError, KeyError, AssertionError):
                 raise TrainingError(f"{path} is damaged; remove it to measure again") from None
 
@@ -80,36 +82,64 @@ class Latencies:
         return self._costs[key]
 
     def __call__(self, counts: Sequence[int], expected: float | None = None) -> float:
-        """The network's latency; ``expected`` is the estimate that a surprise is told by (None: there is none)."""
+        """The network's latency, good enough to rank it; ``expected`` is the estimate that a surprise is told by (None:
+        there is none)."""
         if self.measure is None:
             return self.predicted(counts)
-        key = self.spec_hash(counts)
-        row = self.rows.get(key, {"counts": list(counts), "expected": expected, "records": [], "settled": False})
-        while not row["settled"]:
-            _, spec = self.decode(counts)
-            row["records"].append(self.measure(spec))
-            self.made += 1
-            row["settled"] = self._is_settled(self._trial(counts, row["records"]), row["expected"])
-            self.rows[key] = row
-            write_json(self.path, self.rows)
+        row = self._row(counts, expected)
+        while self._is_open(trial := self._trial(counts, row["quick"]), row["expected"]):
+            self._take(counts, row, quick=True)
+        return trial.measured
+
+    def confirm(self, counts: Sequence[int]) -> float:
+        """The network's latency, measured with full effort."""
+        if self.measure is None:
+            return self.predicted(counts)
+        row = self._row(counts, None)
+        while len(row["records"]) < 2 or self._is_open(self._trial(counts, row["records"]), None):
+            self._take(counts, row, quick=False)
         return self._trial(counts, row["records"]).measured
 
-    def _is_settled(self, trial: Trial, expected: float | None) -> bool:
+    def _row(self, counts: Sequence[int], expected: float | None) -> dict[str, Any]:
+        new = {"counts": list(counts), "expected": expected, "quick": [], "records": []}
+        return self.rows.get(self.spec_hash(counts), new)
+
+    def _take(self, counts: Sequence[int], row: dict[str, Any], quick: bool) -> None:
+        assert self.measure is not None
+        _, spec = self.decode(counts)
+        row["quick" if quick else "records"].append(self.measure(spec, quick=quick))
+        self.made += 1
+        self.rows[self.spec_hash(counts)] = row
+        write_json(self.path, self.rows)
+
+    @staticmethod
+    def _is_open(trial: Trial, expected: float | None) -> bool:
+        if not trial.records:
+            return True
         if len(trial.records) == 1:
             surprise = expected is not None and abs(math.log(trial.measured / expected)) > SURPRISE
-            return not (trial.disturbed or surprise or self.at_budget(trial.measured))
-        return trial.sure or len(trial.records) > 2
+            return bool(trial.disturbed) or surprise
+        return not trial.sure and len(trial.records) < 3
 
-    def at_budget(self, latency: float) -> bool:
-        """Whether a search may stop at it: (0.95 T, 0.99 T], which leaves room for a measurement of another day; up to
-        T where nothing is measured."""
-        highest = 1.0 if self.measure is None else COMFORT
-        return ACCEPTED * self.target < latency <= highest * self.target
+    def is_near(self, latency: float) -> bool:
+        """Whether a network that was ranked so may be at the budget, or below: at most 1.03 T."""
+        return latency <= NEAR * self.target
+
+    def meets(self, counts: Sequence[int], comfort: bool = False) -> bool:
+        """Whether a network is at the budget: two measurements of it with full effort agree, each in (0.95 T, T]; with
+        ``comfort`` in (0.95 T, 0.99 T], which leaves room for a measurement of another day. Where nothing is measured:
+        whether its cost is in (0.95 T, T]."""
+        if self.measure is None:
+            return ACCEPTED * self.target < self.predicted(counts) <= self.target
+        low, high = ACCEPTED * self.target, (COMFORT if comfort else 1.0) * self.target
+        agreeing = self._trial(counts, self._row(counts, None)["records"]).agreeing
+        return bool(agreeing) and all(low < record["median_ms"] <= high for record in agreeing)
 
     def trial(self, counts: Sequence[int]) -> Trial | None:
-        """What was measured of a network; None where nothing was."""
-        row = self.rows.get(self.spec_hash(counts))
-        return None if row is None else self._trial(counts, row["records"])
+        """What was measured of a network, with full effort where it was; None where nothing was."""
+        row = self._row(counts, None)
+        records = row["records"] or row["quick"]
+        return self._trial(counts, records) if records else None
 
     def _trial(self, counts: Sequence[int], records: list[Record]) -> Trial:
         encoding, _ = self.decode(counts)

@@ -18,6 +18,7 @@ class TreeSettings:
     beam: int
     children: int
     rounds: int
+    removal: float
     measure_most: int
     recovery_steps: int
     recovery_lr: float
@@ -36,7 +37,7 @@ class Node:
         latency: in ms (the cost's unit where nothing is measured).
         accuracy: top-1 on held-out images in percent; ``loss``: mean cross-entropy there.
         end: '' while it may have children; 'budget': at the budget; 'under': the grid's last step fell below 0.95 T;
-            'stuck': above T and nothing can be taken out.
+            'stuck': above T and nothing can be taken out; 'unsure': its measurements leave open where it is.
     """
 
     lineage: tuple[tuple[int, int], ...]

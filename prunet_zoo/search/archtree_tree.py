@@ -5,14 +5,16 @@ a tree; latency measured on the target hardware as the search goes. The rules he
 
 - A child of a node lacks the least important channels of one group more. For each group the grid width is taken whose
   saving is expected nearest to an even share of what is left to save: (latency − 0.98 T) in steps of about
-  (latency of the root − T) / rounds.
+  (latency of the root − T) / rounds. No more than a quarter (``removal``) of the group's channels go at once, or one
+  step of its grid where that is more: of many groups none can save such a share. There are more rounds then.
 - The groups whose channels matter least for each ms that they are expected to save are measured, and of those the
   ``children`` that matter least for each ms that they do save are trained for a few steps and scored.
 - No two nodes of the tree keep the same numbers of channels.
 - The best survive by held-out accuracy, ties by loss. At most half of the places go to children of one node as long as
   children of others are there.
-- A node in (0.95 T, 0.99 T] is finished and keeps its place. One that falls below is not taken; the removal is tried
-  with fewer channels. Only where the grid has nothing else, the least step below ends the branch (``end`` 'under').
+- A node in (0.95 T, 0.99 T] is finished and keeps its place; two measurements with full effort say so, all others are
+  ranked with little. One that falls below is not taken; the removal is tried with fewer channels. Only where the grid
+  has nothing else, the least step below ends the branch (``end`` 'under').
 
 With one place this is greedy pruning.
 """
@@ -108,7 +110,7 @@ class Tree:
             taken.update(child.counts for child in found)
             chosen += found
             if not found:
-                self._end(node, "budget" if node.latency <= self.target else "stuck")
+                self._place(node, last=True)
         places = self.settings.beam - len(self.finished)
         nodes = self._train(chosen if places else [], dict(zip(map(id, self.open), importance, strict=True)))
         self.seen.update(node.counts for node in nodes)
@@ -119,18 +121,22 @@ class Tree:
         for node in survivors:
             self._place(node)
 
-    def _place(self, node: Node) -> None:
-        if self.latencies.at_budget(node.latency):
-            self._end(node, "budget")
+    def _place(self, node: Node, last: bool = False) -> None:
+        """End a node or leave it open; ``last``: it has no children. No node ends without full measurements."""
+        row = next(row for row in self.rows if row["node"] == node_name(node.lineage))
+        if last or self.latencies.is_near(node.latency):
+            node.latency = row["latency"] = self.latencies.confirm(node.counts)
+        if self.latencies.meets(node.counts, comfort=not last):
+            node.end = "budget"
         elif node.latency <= ACCEPTED * self.target:
-            self._end(node, "under")
+            node.end = "under"
+        elif last:
+            node.end = "stuck" if node.latency > self.target else "unsure"
         else:
             self.open.append(node)
-
-    def _end(self, node: Node, end: str) -> None:
-        node.end = end
+            return
+        row["end"] = node.end
         self.ended.append(node)
-        next(row for row in self.rows if row["node"] == node_name(node.lineage))["end"] = end
 
     def _importance(self, nodes: Sequence[Node]) -> list[list[torch.Tensor]]:
         """Of the channels that each node keeps, a tensor a group."""
@@ -181,14 +187,19 @@ class Tree:
         self.savings.add(child.group, child.before, child.after, child.predicted, saved)
 
     def _propose(self, node: Node, group: int, importance: torch.Tensor, above: int | None) -> Child | None:
-        """The removal of a group that is expected to save nearest to what is wanted; the least one where all save too
-        much. ``above``: only what keeps more channels than that, and of it the next."""
+        """The removal of a group, of those not too great, that is expected to save nearest to what is wanted; the least
+        one where all save too much. ``above``: only what keeps more channels than that, a finer one."""
         before = node.counts[group]
         widths = [w for w in self.net.groups[group].widths if w < before and (above is None or w > above)]
         if not widths:
             return None
         if above is not None:
-            return self._child(node, group, importance, widths[0])
+            # the narrowest that is now expected to fit, but half of the widths are left out: estimates may stay wrong
+            fits = lambda w: self._child(node, group, importance, w).expected > _ROOM * self.target  # noqa: E731
+            at = max(bisect.bisect_left(widths, True, key=fits), len(widths) // 2)
+            return self._child(node, group, importance, widths[min(at, len(widths) - 1)])
+        most = self.settings.removal * before
+        widths = [w for w in widths if before - w <= most] or widths[-1:]
         gap = node.latency - CENTRE * self.target
         wanted = gap / max(1, round(gap / self.step))
         # savings fall as widths grow: the first that saves less than wanted, and the one before it

@@ -17,12 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from prunet_zoo.cost import Cost, choice_cost
+from prunet_zoo.cost import Cost
 from prunet_zoo.errors import LatencyError, SpecError, TrainingError
+from prunet_zoo.search.ddpnas_choices import choice_costs, space_choices
 from prunet_zoo.search.ddpnas_credit import Evaluation, main_effects, mean_softmax
 from prunet_zoo.search.ddpnas_draws import SAFE, Draws, Picks, cheapest_or_best
 from prunet_zoo.search.knapsack import Option, best_in_interval
-from prunet_zoo.space import Choice, SearchLayer, SearchSpace
+from prunet_zoo.space import SearchSpace
 
 Update = Literal["first", "momentum"]
 Credit = Literal["sample", "adjusted"]
@@ -60,7 +61,7 @@ class DDPNASearch:
         update: rule for θ.
         gamma: γ of the momentum (the value is ours).
         seed: of the draws.
-        budget: greatest cost of a network.
+        budget: greatest cost of a network; None, or infinite: there is none.
         cost: for a space a `Cost`; else the additive cost of each choice of each layer.
         widths: for a space, how many widths of a candidate's grid are offered, evenly spaced from end to end.
         credit: what V is. 'sample': the accuracy of the sub-networks that had the choice, as published; 'adjusted'
@@ -76,8 +77,9 @@ class DDPNASearch:
         evaluated: every sub-network, in order.
 
     Raises:
-        SpecError: a setting out of range.
-        LatencyError: the budget is below the cheapest network, or the space's cost is no sum over layers.
+        SpecError: a setting out of range, or a cost of the wrong kind.
+        LatencyError: the budget is below the cheapest network, a cost is not finite, or there is a budget and the
+            space's cost is no sum over layers.
     """
 
     def __init__(
@@ -102,7 +104,11 @@ class DDPNASearch:
         if not self.choices or not all(self.choices):
             raise SpecError("DDPNAS: every layer needs at least one choice")
         self.passes, self.update, self.gamma, self.seed = passes, update, gamma, seed
-        self.costs, fixed = self._costs(cost, budget)
+        self.credit = credit
+        budget = None if budget == math.inf else budget
+        self.costs, fixed = choice_costs(self.space, self.choices, cost, budget)
+        # of networks, where it is no sum over layers
+        self._whole: Cost | None = cost if self.costs is None else None  # type: ignore[assignment]
         self.budget, self.lowest = budget, lowest
         sizes = [len(layer) for layer in self.choices]
         self.draws = Draws(seed, sizes, self.costs, None if budget is None else budget - fixed)
@@ -142,6 +148,7 @@ class DDPNASearch:
         Raises:
             TrainingError: the accuracy is no fraction (percent, NaN), or nothing was asked for.
         """
+        accuracy = float(accuracy)  # NumPy's and torch's numbers are no JSON
         if not 0.0 <= accuracy <= 1.0:
             raise TrainingError(f"DDPNAS needs an accuracy as a fraction from 0 to 1, got {accuracy!r}")
         picks = self.ask()
@@ -189,7 +196,7 @@ class DDPNASearch:
 
     def cost(self, picks: Sequence[int]) -> float:
         """Cost of a network (0 where none was given)."""
-        return self.fixed + self.draws.cost(picks)
+        return self.fixed + self.draws.cost(picks) if self._whole is None else self._whole(self.decode(picks))
 
     def single(self, label: str) -> Picks:
         """A sub-network of survivors within the budget that is no part of the schedule (for a warm-up)."""
@@ -198,6 +205,7 @@ class DDPNASearch:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly, as plain JSON data."""
         return {
+            "settings": self._settings(),
             "survivors": self.survivors,
             "theta": self.theta,
             "velocity": self.velocity,
@@ -213,10 +221,14 @@ class DDPNASearch:
         """Go on from the `state_dict` of a search with the same settings.
 
         Raises:
-            TrainingError: it is of a search over other choices.
+            TrainingError: it is of a search over other choices, or with other settings.
         """
         if [len(layer) for layer in state["theta"]] != [len(layer) for layer in self.choices]:
             raise TrainingError("this state of DDPNAS is of a search over other choices; start anew")
+        theirs, own = state["settings"], self._settings()
+        other = [f"{name} {theirs.get(name)}, here {value}" for name, value in own.items() if theirs.get(name) != value]
+        if other:
+            raise TrainingError(f"this state of DDPNAS is of another search ({'; '.join(other)}); start anew")
         self.survivors = [list(layer) for layer in state["survivors"]]
         self.theta = [list(layer) for layer in state["theta"]]
         self.velocity = [list(layer) for layer in state["velocity"]]
@@ -226,6 +238,11 @@ class DDPNASearch:
         self._plan = [[tuple(picks) for picks in one] for one in state["plan"]]
         self.draws.owed = [list(layer) for layer in state["owed"]]
         self.count = state["count"]
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides how a search goes on."""
+        names = ("passes", "update", "credit", "gamma", "seed", "budget")
+        return {name: getattr(self, name) for name in names}
 
     def _start_phase(self) -> None:
         """Draw all sub-networks of the phase: they do not depend on what they will be found to be worth."""
@@ -291,27 +308,6 @@ class DDPNASearch:
         ]
         return [self._remove(i, c, 0.0, phase) for i, c in over]
 
-    def _costs(
-        self, cost: Cost | Sequence[Sequence[float]] | None, budget: float | None
-    ) -> tuple[list[list[float]] | None, float]:
-        """Cost of each choice, and what every network costs besides."""
-        if cost is None:
-            if budget is not None:
-                raise LatencyError("DDPNAS: a budget needs a cost (a latency table, MACs, or the cost of each choice)")
-            return None, 0.0
-        if self.space is None:
-            costs = [[float(c) for c in layer] for layer in cost]  # type: ignore[union-attr]
-            if [len(layer) for layer in costs] != [len(layer) for layer in self.choices]:
-                raise SpecError("DDPNAS: cost must give one figure for each choice of each layer")
-            return costs, 0.0
-        if not getattr(self.space, "additive", True):
-            raise LatencyError(
-                f"DDPNAS: in space {self.space.name!r} a layer's cost depends on the layer before it, so no budget can "
-                "be kept; search it by PruningAsSearch or Archtree, or without a budget"
-            )
-        pairs = zip(self.space.layers, self.choices, strict=True)
-        return [[choice_cost(cost, la, c) for c in row] for la, row in pairs], cost.fixed(self.space)  # type: ignore[arg-type, union-attr]
-
     def _check_budget(self) -> None:
         if self.costs is None or self.budget is None:
             return
@@ -330,21 +326,3 @@ def check_settings(passes: int, update: str, gamma: float, widths: int, credit: 
         raise SpecError(f"DDPNAS: credit must be 'sample' or 'adjusted', got {credit!r}")
     if not 0 <= gamma < 1:
         raise SpecError(f"DDPNAS: gamma must be from 0 to under 1, got {gamma!r}")
-
-
-def space_choices(space: SearchSpace, widths: int) -> list[list[Choice]]:
-    """What each layer offers to DDPNAS: candidates × ``widths`` evenly spaced widths of their grid, skip last."""
-    return [_layer_choices(layer, widths) for layer in space.layers]
-
-
-def _layer_choices(layer: SearchLayer, widths: int) -> list[Choice]:
-    real: list[Choice] = [
-        (c, w) for c in range(len(layer.candidates)) for w in evenly(layer.candidate_widths(c), widths)
-    ]
-    return [*real, None] if layer.skip else real
-
-
-def evenly(grid: Sequence[int], count: int) -> list[int]:
-    """``count`` values of a grid (all, where it has no more), evenly spaced from its first to its last."""
-    count = min(count, len(grid))
-    return [grid[round(i * (len(grid) - 1) / max(1, count - 1))] for i in range(count)]

@@ -24,6 +24,8 @@ from prunet_zoo.space import Choice, Encoding
 from prunet_zoo.supernet import SuperNet
 from prunet_zoo.supernet.stochastic import SKIP
 
+_FEW = 20  # steps for a sub-network
+
 
 class DDPNAS(SearchStrategy):
     """Sub-networks drawn without replacement; after each phase every layer loses its worst choice.
@@ -109,6 +111,12 @@ class DDPNAS(SearchStrategy):
             f"DDPNAS: {self.search.total} sub-networks, {self.steps / self.search.total:.1f} steps each "
             f"(as published: an epoch, here {steps_per_epoch} steps)"
         )
+        if self.steps < _FEW * self.search.total:
+            services.tell(
+                f"DDPNAS: fewer than {_FEW} steps each tell sub-networks badly apart; train "
+                f"{math.ceil(_FEW * self.search.total / (1 - self.warmup) / steps_per_epoch)} epochs, or lower passes "
+                "or widths"
+            )
         norms = [m for m in supernet.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._norms = [(m, m.momentum) for m in norms if m.momentum is not None]
         self._seen = 0  # removals that the super-network has followed

@@ -5,10 +5,14 @@ forward pass 1[w > ½], in the backward pass straight through; the loss ``CE + �
 cost of the masked network as a function of its binary masks; two phases, the search from trained weights and then the
 fine-tuning of the weights with the masks frozen; the physical removal of the channels.
 
-Ours: M is any `Cost`, linear in the mask weights about the present widths; α counts in parts of the start network's
-cost; the step of the masks is scaled to the size of their gradient; M* falls from the start network's cost to the
-target over the first part of the search; a multiplier, solved after every step, holds M at M*; and how widths are put
-on the space's grid, into (share·T, T], at the end.
+Two modes. ``multiplier=False`` is the published loss. The default is ours: the loss is the CE alone, and after every
+step the masks move along the direction of the cost just so far that M = M* (an exact line search on the multiplier of
+the constraint M ≤ M*). The published term has no place there: M is never above M*, so its gradient would only turn
+channels on.
+
+Ours in both: M is any `Cost`, linear in the mask weights about the present widths; α counts in parts of the start
+network's cost; the step of the masks is scaled to the size of their gradient; M* falls from the start network's cost to
+the target over the first part of the search; how widths are put on the space's grid, into (share·T, T], at the end.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from prunet_zoo.search.width_cost import WidthCost
 from prunet_zoo.space import Encoding
 from prunet_zoo.supernet.masked import MaskedNet
 
+_ALPHA = 20.0
 _MEMORY = 0.99  # of the mean square of the masks' gradient, per step
 _REFRESH = 16  # steps between two looks at the slopes of the cost
 _TOLERANCE = 0.005  # M may be so far beneath M*, relative, before the multiplier moves
@@ -43,8 +48,9 @@ class PruningAsSearch(SearchStrategy):
 
     Args:
         target: T, in the unit of the cost; None: a third of the way from the least to the start network's cost.
-        alpha: α of ``α·((M − M*) / M_start)²``. The paper's α for M in GMACs is this one divided by M_start²: 5 for
-            ResNet-50 (4.1) is 84 here, 0.1 for RepVGG-B1 (11.8) is 14.
+        alpha: α of ``α·((M − M*) / M_start)²``, the published loss, with ``multiplier=False`` only; None: 20. The
+            paper's α for M in GMACs is this one divided by M_start²: 5 for ResNet-50 (4.1) is 84 here, 0.1 for
+            RepVGG-B1 (11.8) is 14.
         lr: how far noise alone moves a mask's weight in the whole search, in the root mean square. A step is
             lr/√steps by the gradient over its root mean square.
         pretrain: share of the epochs before the masks learn; 0 where the start network is trained.
@@ -52,17 +58,20 @@ class PruningAsSearch(SearchStrategy):
         ramp: share of the search after which M* has come down from the start network's cost to T, on a straight line;
             0: it is T from the start, as published.
         multiplier: after every step move all thresholds by a common shift, in proportion to the root of what a channel
-            of the group costs, so that M is just beneath M*. False: α alone, as published.
+            of the group costs, so that M is just beneath M*; the loss is the CE alone. False: the published loss, which
+            comes near M*; the widths at the end are in (0.97 T, T] all the same.
 
     Raises:
         LatencyError: the target is no positive number.
-        SpecError: another argument is out of range.
+        SpecError: another argument is out of range, or there is an ``alpha`` besides the multiplier.
     """
+
+    arch_in_weight_step = True
 
     def __init__(
         self,
         target: float | None = None,
-        alpha: float = 20.0,
+        alpha: float | None = None,
         lr: float = 0.25,
         pretrain: float = 0.0,
         finetune: float = 0.5,
@@ -74,6 +83,9 @@ class PruningAsSearch(SearchStrategy):
         for name, value, high in (("pretrain", pretrain, 0.9), ("finetune", finetune, 0.9), ("ramp", ramp, 1.0)):
             if not 0 <= value <= high:
                 raise SpecError(f"PruningAsSearch: {name} must be between 0 and {high}, got {value!r}")
+        if multiplier and alpha is not None:
+            raise SpecError("PruningAsSearch: alpha is of the published loss; give multiplier=False too, or no alpha")
+        alpha = _ALPHA if alpha is None else alpha
         if not 0 <= alpha < math.inf or not 0 < lr < math.inf:
             raise SpecError(f"PruningAsSearch: alpha must be 0 or more and lr positive, got {alpha!r} and {lr!r}")
         if pretrain + finetune >= 1:
@@ -102,21 +114,36 @@ class PruningAsSearch(SearchStrategy):
         self.net, self.cost = supernet, WidthCost(supernet, cost)
         low, high = self.cost.least, self.cost.start
         if math.isnan(self.target):
-            self.target = float(f"{low + (high - low) / 3:.2g}")
+            self.target = min(max(float(f"{low + (high - low) / 3:.2g}"), low), high)
         if not low <= self.target <= high:
             side = "below the narrowest network" if self.target < low else "above the start network"
             raise LatencyError(
                 f"target {self.target:g} {cost.unit} is {side} that pruning can give: choose between {low:.4g} and "
                 f"{high:.4g} {cost.unit}"
             )
-        self.search_from = min(epochs - 1, math.ceil(epochs * self.pretrain))
+        self.search_from = self.pretrain_epochs = min(epochs - 1, math.ceil(epochs * self.pretrain))
         room = epochs - self.search_from - 1
         tuned = min(room, max(1, round(epochs * self.finetune))) if self.finetune else 0
+        self._tell_of_phases(epochs, tuned, services)
         self.decision_epoch = epochs - tuned if tuned else None
         self.steps = max(1, (epochs - tuned - self.search_from) * steps_per_epoch)
         self.searching = False
-        self._look()
         self.reported = supernet.widths()
+        self.expected, self.slopes = self.cost(self.reported), self.cost.slopes(self.reported)
+
+    def _tell_of_phases(self, epochs: int, tuned: int, services: Services | None) -> None:
+        """Say which phases a run is too short for."""
+        missing = [
+            name
+            for name, share, has in (("pretrain", self.pretrain, self.search_from), ("finetune", self.finetune, tuned))
+            if share and not has
+        ]
+        if missing and services is not None:
+            needed = 1 + (self.pretrain > 0) + (self.finetune > 0)
+            services.tell(
+                f"PruningAsSearch: {epochs} epochs have no room for {' and '.join(missing)}: masks learn in all that "
+                f"there are besides; train {needed} epochs or more"
+            )
 
     def start_epoch(self, epoch: int) -> None:
         """Whether the masks learn in this epoch."""
@@ -140,21 +167,14 @@ class PruningAsSearch(SearchStrategy):
         return self.cost.start + (self.target - self.cost.start) * done
 
     def penalty(self) -> torch.Tensor | None:
-        """``α·((M − M*) / M_start)²`` while the masks learn: exact at the present widths, straight through to the
-        weights of the masks along the slopes of the cost."""
-        if not self.searching:
+        """Of the published loss, while the masks learn: ``α·((M − M*) / M_start)²``, exact at the present widths,
+        straight through to the weights of the masks along the slopes of the cost. With the multiplier None."""
+        if self.multiplier or not self.searching:
             return None
         counts = torch.stack([mask.binary().sum() for mask in self.net.masks()])
-        if self.step % _REFRESH == 0:
-            self._look()
         slopes = torch.as_tensor(self.slopes, dtype=counts.dtype, device=counts.device)
         off = (self.expected - self.goal()) + (slopes * (counts - counts.detach())).sum()
         return self.alpha * (off / self.cost.start) ** 2
-
-    def _look(self) -> None:
-        """Take M and its slopes at the present widths."""
-        widths = self.net.widths()
-        self.expected, self.slopes = self.cost(widths), self.cost.slopes(widths)
 
     @torch.no_grad()
     def after_weight_step(self) -> tuple[list[PruneEvent], list[nn.Parameter]]:
@@ -163,6 +183,8 @@ class PruningAsSearch(SearchStrategy):
         if self.searching:
             self._descend(weights)
             self.step += 1
+            if self.step % _REFRESH == 0:
+                self.slopes = self.cost.slopes(self.net.widths())
             if self.multiplier:
                 self._hold(weights)
             self.expected = self.cost(self.net.widths())
@@ -207,7 +229,13 @@ class PruningAsSearch(SearchStrategy):
         """Tells whose widths changed in the epoch (masks may come back, so some grow); probability: the share kept."""
         widths = self.net.widths()
         events = [
-            PruneEvent(epoch, layer, "channels", f"{group.name}: {old} → {new} channels", new / group.channels)
+            PruneEvent(
+                epoch,
+                layer,
+                "channels" if new < old else "widened",
+                f"{group.name}: {old} → {new} channels",
+                new / group.channels,
+            )
             for group, layer, old, new in zip(self.net.groups, self.net.layers, self.reported, widths, strict=True)
             if new != old
         ]

@@ -163,7 +163,8 @@ def _facts(report: dict[str, Any]) -> dict[str, Any]:
     if "predictor" in report["cost"]:
         fit = report["cost"]["fit"]
         source["error of the fit, each network left out"] = f"mean {fit['mean_abs']:.1%}, worst {fit['worst']:.1%}"
-    inherited = report["top1_inherited"]
+    inherited, tuned = report["top1_inherited"], report["epochs"] - report["decided_epoch"]
+    weights = f"inherited weights, trained since the decision (epochs: {tuned})" if tuned else "inherited weights"
     return {
         "method": report["method"],
         "search space": f"{report['space']['name']} ({report['space']['count']:.3g} encodings)",
@@ -176,7 +177,7 @@ def _facts(report: dict[str, Any]) -> dict[str, Any]:
         "latency is": report["status"]
         + (f" ({report['reason']})" if report["status"] == "measured" and report["reason"] else ""),
         "cost from": ", ".join(f"{k} {v}" for k, v in source.items()),
-        "top-1 with inherited weights (%)": "no validation data" if inherited is None else f"{inherited:.2f}",
+        f"top-1 (%) with {weights}": "no validation data" if inherited is None else f"{inherited:.2f}",
         "parameters": f"{report['params']:,}",
         "MACs": f"{report['macs']:,}",
         "seed": report["seed"],

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 MASKED = ("PruningAsSearch", "Archtree")  # methods that search in a network with masks
-SURE = ("channels",)  # kinds of events that have no probability
+SURE = ("channels", "widened")  # kinds of events that have no probability
 
 
 def draw_method(report: dict[str, Any]) -> Figure | None:

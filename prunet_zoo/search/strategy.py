@@ -38,6 +38,14 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # normalised images (B, C, H, W), cla
 Record = dict[str, Any]  # a latency record as plain data, see `target`
 
 
+class Measure(Protocol):
+    """Measures a network (`NetSpec`, `PrunedSpec` or module)."""
+
+    def __call__(self, network: Any, quick: bool = False) -> Record:
+        """Its latency record; ``quick``: with little effort, enough to rank networks."""
+        ...
+
+
 class SearchNet(Protocol):
     """What is searched in, as the loop and the results see it: a `SuperNet` or a `MaskedNet`."""
 
@@ -79,8 +87,7 @@ class Services:
         train: endless batches of the weights' part; their order depends on the seed that it is called with alone.
         held: batches of the architecture's part, once through in a fixed order, without augmentation where the data
             allows.
-        measure: the latency record of a network (`NetSpec`, `PrunedSpec` or module), measured as the cost was; None
-            where the device is not at hand.
+        measure: the latency record of a network, measured as the cost was; None where the device is not at hand.
         folder: a folder in that of the run, for files of the method's own (written to a temporary name and renamed).
         tell: called with a line of text for people; long work calls it where it can be stopped and resumed.
         mean: of a figure over all processes, each of which must ask; in a single one the figure itself.
@@ -88,7 +95,7 @@ class Services:
 
     train: Callable[[int], Iterator[Batch]]
     held: Callable[[], Iterator[Batch]]
-    measure: Callable[[Any], Record] | None
+    measure: Measure | None
     folder: Path
     tell: Callable[[str], None] = lambda line: None
     mean: Callable[[float], float] = lambda figure: figure
@@ -99,7 +106,8 @@ class MeasuredChoice:
     """The architecture found by a method that has measured on the device itself.
 
     ``record``: its latency; ``trials``: what else was measured, plain data (``predicted``, ``measured`` in ms, …);
-    ``missed``: why it does not meet the target, None when it does; ``doubt``: what there is to doubt where it does.
+    ``missed``: why it does not meet the target, None when it does; ``doubt``: what there is to doubt where it does;
+    ``networks``: how many were measured.
     """
 
     encoding: Encoding
@@ -107,15 +115,16 @@ class MeasuredChoice:
     trials: tuple[dict[str, Any], ...] = ()
     missed: str | None = None
     doubt: str | None = None
+    networks: int = 1
 
 
 @dataclass(frozen=True)
 class PruneEvent:
-    """Something that was taken away for good: when, in which layer, what, at which probability."""
+    """Something that was taken away, or came back: when, in which layer, what, at which probability."""
 
     epoch: int
     layer: int
-    kind: str  # 'block', 'skip', 'layer', 'choice' or 'channels'
+    kind: str  # 'block', 'skip', 'layer', 'choice' or 'channels'; 'widened': channels that came back
     what: str
     probability: float
 
@@ -130,9 +139,17 @@ class SearchStrategy(ABC):
     Attributes:
         decision_epoch: the epoch before which the architecture is decided, because the method trains on with it; None:
             it is decided when the last epoch is over.
+        arch_in_weight_step: the method uses the gradients that a weight step leaves on the architecture's parameters:
+            the loop averages them over processes too.
+        lowest: a network meets the target T when it costs more than this share of it, and at most T.
+        pretrain_epochs: of a method that prunes a trained network, the epochs of training before it prunes, known after
+            `setup`; None of others.
     """
 
     decision_epoch: int | None = None
+    lowest: float = LOWEST
+    pretrain_epochs: int | None = None
+    arch_in_weight_step: bool = False
 
     @abstractmethod
     def setup(
@@ -152,6 +169,11 @@ class SearchStrategy(ABC):
     def measured_choice(self) -> MeasuredChoice | None:
         """After `explore`: the architecture, where the method has measured it itself and nobody else need do so; None:
         `finish` is asked."""
+        return None
+
+    def missed(self) -> str | None:
+        """Why the network that `finish` gives does not cost what was asked for, by the cost's word; None when it
+        does."""
         return None
 
     def details(self) -> dict[str, Any]:

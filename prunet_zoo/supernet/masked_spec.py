@@ -31,7 +31,8 @@ class SpecNet(MaskedNet):
       branches.
 
     A layer without a width to choose has no mask. Nor has a rep block in front of an inverted residual block with a
-    residual connection or SE: their form depends on the number of their input channels.
+    residual connection or SE: their form depends on the number of their input channels. Where the block would get a
+    residual connection only at one width of the rep block's grid, the grid goes without that width.
 
     Args:
         space: the search space. Its grid below the start's own widths is what may be kept.
@@ -196,16 +197,24 @@ def _groups(space: SearchSpace, start: Encoding, spec: NetSpec) -> Iterator[tupl
         assert choice is not None
         widths = tuple(w for w in space.layers[index].candidate_widths(choice[0]) if 0 < w <= choice[1])
         kind, name = place.block.type, place.name
-        if len(widths) < 2 or (kind == "rep" and follower is not None and _depends_on_width(follower)):
+        if kind == "rep" and follower is not None:
+            widths = tuple(w for w in widths if _same_form(follower, w))
+        if len(widths) < 2:
             continue
         norms = _NORMS[kind] + (("identity",) if place.block.has_identity(place.in_channels) else ())
         sites = (f"{name}.{_SITES[kind]}",)
         yield Group(name, choice[1], widths, sites, tuple(f"{name}.{norm}" for norm in norms)), index
 
 
-def _depends_on_width(place: PlacedBlock) -> bool:
-    """Whether a block's form would change with the number of its input channels."""
-    return place.block.has_residual(place.in_channels) or place.block.se_channels(place.in_channels) > 0
+def _same_form(place: PlacedBlock, width: int) -> bool:
+    """Whether a block is what it is in the start network, but narrower, where it gets ``width`` input channels."""
+    if width == place.in_channels:
+        return True
+    return not (
+        place.block.has_residual(place.in_channels)
+        or place.block.has_residual(width)  # a connection that the masked network does not have
+        or place.block.se_channels(place.in_channels) > 0
+    )
 
 
 def _cut(name: str, mine: torch.Tensor | None, before: torch.Tensor | None) -> Cut:

@@ -11,7 +11,7 @@ from torch import nn
 
 from prunet_zoo.errors import PrunetError, SpecError, few
 from prunet_zoo.models.channels import layer_shape, select_channels, take_profile
-from prunet_zoo.models.pruned import PrunedSpec, create_start
+from prunet_zoo.models.pruned import PrunedSpec, create_start, head_names
 from prunet_zoo.models.weights import load_weights
 from prunet_zoo.space import Encoding
 from prunet_zoo.supernet.masked import Group, MaskedNet
@@ -156,11 +156,9 @@ def _is_uneven(coupled: Coupled) -> bool:
 
 def _other_head(net: Any, state: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     """The classifier's name where a checkpoint's has another shape: it is left out of loading."""
-    named = (getattr(net, "pretrained_cfg", None) or {}).get("classifier") or ()
     own = net.state_dict()
-    heads = (named,) if isinstance(named, str) else tuple(named)
     return tuple(
-        f"{head}." for head in heads
+        f"{head}." for head in head_names(net)
         if any(key.startswith(f"{head}.") and key in state and state[key].shape != own[key].shape for key in own)
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from prunet_zoo.mm.distributed import (
     LaunchError,
     SyncStatisticsHook,
     _first_host,
+    from_first,
     full_precision_on_cpu,
     processes,
 )
@@ -139,6 +141,31 @@ def statistics_of_two(number: int, port: int) -> None:
 def test_statistics_are_averaged(free_port: int) -> None:
     context = multiprocessing.get_context("fork")
     jobs = [context.Process(target=statistics_of_two, args=(number, free_port)) for number in range(2)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(60)
+    assert [job.exitcode for job in jobs] == [0, 0]
+
+
+def long_work_of_the_first(number: int, port: int) -> None:
+    """In each of two processes, whose collectives wait for one second."""
+    store = torch.distributed.TCPStore("127.0.0.1", port, 2, number == 0)
+    limit = timedelta(seconds=1)
+    torch.distributed.init_process_group("gloo", store=store, rank=number, world_size=2, timeout=limit)
+    made: list[int] = []
+
+    def work() -> str:
+        time.sleep(3)
+        made.append(number)
+        return "found"
+
+    assert from_first(work) == "found" and made == [0][number:]
+
+
+def test_others_wait_for_long_work_of_the_first(free_port: int) -> None:
+    context = multiprocessing.get_context("fork")
+    jobs = [context.Process(target=long_work_of_the_first, args=(number, free_port)) for number in range(2)]
     for job in jobs:
         job.start()
     for job in jobs:

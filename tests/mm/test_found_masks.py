@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from prunet_zoo import NetSpec, create_model, save_weights
 from prunet_zoo.data.scenes import write_scenes
 from prunet_zoo.mm.network import set_arch, set_weights
+from prunet_zoo.models import PrunedSpec, build_pruned
 
 CONFIG = Path(__file__).parents[2] / "configs/detection/mask-rcnn_prunet-cpu-small_fpn_digit-scenes.py"
 IRB, REP = {"type": "irb", "hidden": 24}, {"type": "rep"}
@@ -95,6 +96,37 @@ def test_a_found_backbone_learns_masks_and_is_deployed(tmp_path: Path, kind: str
         results = runner.model.test_step(batch)
     assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-4) for a, b in zip(before, after, strict=True))
     assert all(r.pred_instances.masks.shape[1:] == (128, 128) for r in results)
+
+
+def test_a_cut_network_of_timm_learns_masks(tmp_path: Path) -> None:
+    shapes = {f"layer1.{i}.{conv}": [40, 40, 1] for i in (0, 1) for conv in ("conv1", "conv2")}
+    shapes |= {f"layer1.{i}.{bn}": [40] for i in (0, 1) for bn in ("bn1", "bn2")}
+    shapes |= {"conv1": [40, 3, 1], "bn1": [40], "layer2.0.conv1": [24, 40, 1], "layer2.0.bn1": [24]}
+    shapes |= {"layer2.0.conv2": [128, 24, 1], "layer2.0.downsample.0": [128, 40, 1], "layer4.1.conv1": [32, 512, 1]}
+    shapes |= {"layer4.1.bn1": [32], "layer4.1.conv2": [512, 32, 1]}
+    data = {"name": "cut", "timm": "resnet18", "input_size": 32, "num_classes": 10, "shapes": shapes}
+    spec = PrunedSpec.from_dict(data)
+    torch.manual_seed(0)
+    net = build_pruned(spec)
+    folder = tmp_path / "search"
+    folder.mkdir()
+    (folder / "spec.json").write_text(spec.to_json())
+    save_weights(folder / "weights.safetensors", net.state_dict(), spec)
+    cfg = scenes_config(tmp_path)
+    indices = cfg.model.backbone.out_indices
+    set_arch(cfg, folder / "spec.json")
+    set_weights(cfg, folder / "weights.safetensors")
+    assert cfg.model.backbone.type == "TimmBackbone" and tuple(cfg.model.backbone.out_indices) == tuple(indices)
+    assert cfg.model.neck.in_channels == [{1: 40, 2: 128, 3: 256, 4: 512}[i] for i in indices]
+    cfg = Config.fromstring(cfg.pretty_text, ".py")  # as the work directory keeps it
+    runner = Runner.from_cfg(cfg)
+    runner._init_model_weights()
+    wanted = net.state_dict()
+    own = runner.model.backbone.net.state_dict()
+    assert own and all(torch.equal(value, wanted[name]) for name, value in own.items())
+    runner.train()
+    losses = runner.message_hub.log_scalars["train/loss_mask"].data[0]
+    assert len(losses) == 2 and np.isfinite(losses).all()
 
 
 def test_the_masks_reach_the_loss_whole(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from mmengine.registry import DefaultScope
 
 from prunet_zoo.mm.channels import follow_spec
 from prunet_zoo.mm.cli import ConfigError, load_config
-from prunet_zoo.mm.levels import fit_levels, follow_levels, scale_ranges
+from prunet_zoo.mm.levels import fit_levels, follow_levels, level_strides, scale_ranges
 from prunet_zoo.mm.network import register_mmdet, set_arch
 from prunet_zoo.mm.replace import match_levels, put_spec
 from prunet_zoo.spec import NetSpec, load_spec
@@ -287,7 +287,7 @@ def test_ranges_of_other_strides() -> None:
 def test_matched_levels(strides: list[int], wanted: set[int]) -> None:
     spec = make_spec(strides)
     has = [level.stride for level in spec.feature_levels]
-    found = match_levels(spec, sorted(wanted))
+    found = match_levels(level_strides(spec), sorted(wanted))
     assert found and list(found) == sorted(set(found)) and all(0 <= i < len(has) for i in found)
     if wanted <= set(has):
         assert [has[i] for i in found] == sorted(wanted)

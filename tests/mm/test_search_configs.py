@@ -12,8 +12,9 @@ from mmengine.config import Config
 
 from prunet_zoo import load_space, load_spec
 from prunet_zoo.cost import MacsCost
+from prunet_zoo.mm.latency_cost import make_cost
 from prunet_zoo.mm.masked_model import MaskedClassifier
-from prunet_zoo.mm.strategies import MODELS_OF, build_strategy, check_fit
+from prunet_zoo.mm.strategies import MODELS_OF, build_strategy, check_fit, check_model
 from prunet_zoo.mm.supernet_model import SuperNetClassifier
 from prunet_zoo.registry import MODELS
 from prunet_zoo.space import space_around
@@ -63,12 +64,11 @@ def test_a_config_says_what_its_name_says(path: Path):
 def test_strategy_and_model_fit(path: Path):
     cfg = Config.fromfile(path)
     strategy = build_strategy(dict(cfg.train_cfg.strategy))
+    check_model(cfg.model)
     kind = MODELS.get(cfg.model.type)
     assert kind in (SuperNetClassifier, MaskedClassifier)
-    if cfg.model.get("timm"):  # large, and of another package
-        import timm
-
-        assert timm.is_model(cfg.model.timm) and cfg.model.pretrained and cfg.model.input_size == 224
+    if cfg.model.get("timm"):
+        check_timm(cfg, strategy)
         return
     if cfg.model.get("arch"):
         space = space_around(load_spec(cfg.model.arch), cfg.model.step)
@@ -86,6 +86,24 @@ def test_strategy_and_model_fit(path: Path):
     if space.input_size <= 32:  # the others are built by the tests of their spaces
         model = MODELS.build(dict(cfg.model))
         assert check_fit(strategy, model) is model
+
+
+def check_timm(cfg: Config, strategy: Any) -> None:
+    """Everything but timm's weights, which would be downloaded."""
+    import timm
+
+    assert timm.get_pretrained_cfg(cfg.model.timm).has_weights and cfg.model.pretrained and cfg.model.input_size == 224
+    model = MODELS.build({**cfg.model, "pretrained": False})
+    space: Any = model.searched.space
+    assert (space.input_size, space.num_classes) == (224, cfg.model.get("num_classes", 1000))
+    model.trained = True
+    assert check_fit(strategy, model) is model
+    cost = make_cost(space, "unused", "macs")
+    low, high = (cost(space.decode(end)) for end in (space.smallest(), space.largest()))
+    if cfg.train_cfg.latency.get("type") == "macs":
+        assert low < cfg.train_cfg.strategy.target < high
+    else:
+        assert low < high
 
 
 @pytest.mark.parametrize(

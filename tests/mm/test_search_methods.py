@@ -133,6 +133,9 @@ def test_results_and_exact_resume_in_every_phase(search, tmp_path: Path, base: s
     assert report["peak_mb"] > 0 and report["status"] == "predicted" and report["top1_inherited"] >= 0
     page = (whole / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 2 and "<script" not in page
+    tuned = report["epochs"] - report["decided_epoch"]
+    assert ("since the decision" in page) == (tuned > 0) and (base not in ("pas", "archtree") or tuned > 0)
+    assert not tuned or f"trained since the decision (epochs: {tuned})" in page
 
     for i, stop in enumerate(KILLS[base]):
         status, output = search(base, killed, *(["--resume"] if i else []), stop=stop)

@@ -41,6 +41,8 @@ class Table(MacsCost):
 class Strategy:
     """Adjusts a fixed architecture, as the end of a search does."""
 
+    lowest = LOWEST
+
     def __init__(self) -> None:
         self.found = SPACE.sample(random.Random(3))
 
@@ -48,6 +50,9 @@ class Strategy:
         return {"target": TARGET}
 
     def measured_choice(self) -> None:
+        return None
+
+    def missed(self) -> str | None:
         return None
 
     def finish(self, target: float | None = None, share: float = LOWEST):
@@ -76,7 +81,7 @@ def fake_measure(monkeypatch: pytest.MonkeyPatch, factor) -> list[float]:
 def told(chosen: search_choice.Chosen, **more: Any) -> str:
     report = {"name": "net", "unit": "ms", "target": TARGET, "predicted": 4.9, "params": 1, "macs": 1, **more}
     report |= {"measured": chosen.measured, "status": chosen.status, "reason": chosen.reason}
-    return summary({**report, "tries": len(chosen.trials)})
+    return summary({**report, "tries": chosen.tries})
 
 
 @pytest.mark.parametrize("off", [0.8, 0.95, 1.06, 1.3])
@@ -220,6 +225,24 @@ def test_macs_and_other_devices_are_predicted(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_target_that_is_missed_by_the_costs_word_is_told(tmp_path: Path):
+    run = loop(6, MacsCost())
+    run.strategy.missed = lambda: "the width grid is too coarse here"
+    chosen = choose(run, tmp_path / "trials.json")
+    assert chosen.status == "missed: the width grid is too coarse here" and chosen.measured is None
+    assert chosen.status in told(chosen, unit="MMACs")
+    assert "not measured: what was searched for is no latency; missed: the width grid" in told(chosen)
+
+
+def test_without_verify_the_methods_own_range_counts(monkeypatch, tmp_path: Path):
+    run = loop(0)
+    off = 0.96 * TARGET / MacsCost()(SPACE.decode(run.strategy.finish()))
+    fake_measure(monkeypatch, lambda n: off)
+    assert choose(run, tmp_path / "trials.json").status.startswith("missed: the table's word was taken")
+    run.strategy.lowest = 0.95
+    assert choose(run, tmp_path / "trials.json").status == "measured"
+
+
 def test_unknown_cost_type_is_named():
     with pytest.raises(LatencyError, match="'watts'"):
         make_cost(SPACE, "unused", type="watts")
@@ -247,11 +270,11 @@ def test_a_predictor_takes_the_place_of_a_table(tmp_path: Path):
 def test_a_method_that_has_measured_its_network_is_not_measured_again(monkeypatch, tmp_path: Path):
     made = fake_measure(monkeypatch, lambda n: 1.0)
     run, encoding = loop(6), Strategy().finish()
-    own = MeasuredChoice(encoding, {"median_ms": 4.9}, ({"measured": 4.9},), None, "at the edge")
+    own = MeasuredChoice(encoding, {"median_ms": 4.9}, ({"measured": 4.9},), None, "at the edge", networks=7)
     run.strategy.measured_choice = lambda: own
     chosen = choose(run, tmp_path / "trials.json")
     assert (chosen.encoding, chosen.status, chosen.reason) == (encoding, "measured", "at the edge") and not made
-    assert chosen.measured == {"median_ms": 4.9} and chosen.trials == [{"measured": 4.9}]
+    assert chosen.measured == {"median_ms": 4.9} and chosen.trials == [{"measured": 4.9}] and chosen.tries == 7
     assert Chosen.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
     run.strategy.measured_choice = lambda: MeasuredChoice(encoding, {"median_ms": 5.2}, (), "too coarse")
     assert choose(run, tmp_path / "trials.json").status == "missed: too coarse"

@@ -234,6 +234,7 @@ def test_search_on_an_image_folder_needs_only_another_config(cifar10: Path, tmp_
         (("--cfg-options", "train_cfg.latency.thread=2"), "does not take thread; it takes type, table"),
         (("--cfg-options", "train_cfg.strategy.warmup=2"), "warmup must be between 0.0 and 0.9"),
         (("--cfg-options", "train_cfg.strategy.foo=2"), "TieredPruning takes active"),
+        (("--cfg-options", "model.foo=2"), "model does not take foo; SuperNetClassifier takes"),
     ],
 )
 def test_bad_input_is_one_clear_line(config: Path, tmp_path: Path, options: tuple[str, ...], words: str):

@@ -14,9 +14,10 @@ from prunet_zoo.errors import CheckpointError, SpecError
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.masked_model import MaskedClassifier
 from prunet_zoo.mm.search_model import SearchModel
-from prunet_zoo.mm.strategies import MODELS_OF, build_strategy, check_fit
+from prunet_zoo.mm.strategies import MODELS_OF, build_strategy, check_fit, check_start
 from prunet_zoo.mm.supernet_model import SuperNetClassifier
 from prunet_zoo.models import create_model
+from prunet_zoo.search import MacsCost
 from prunet_zoo.space import SearchSpace
 
 SPACE = {
@@ -70,6 +71,46 @@ def test_unknown_methods_and_arguments_are_named():
         build_strategy(dict(type="Archtree", beams=2))
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("Archtree", "beam", "abc"),
+        ("Archtree", "beam", 2.5),
+        ("Archtree", "beam", True),
+        ("Archtree", "target", "abc"),
+        ("Archtree", "measure_most", "2"),
+        ("PruningAsSearch", "multiplier", 1),
+        ("TieredPruning", "tau", [4.0]),
+        ("DDPNAS", "update", "third"),
+    ],
+)
+def test_arguments_of_another_type_are_named(name: str, field: str, value: Any):
+    with pytest.raises(ConfigError, match=rf"train_cfg\.strategy\.{field}: .*, got ") as error:
+        build_strategy(dict(type=name, **{field: value}))
+    assert "\n" not in str(error.value)
+
+
+def test_arguments_may_be_written_as_a_config_has_them():
+    assert build_strategy(dict(type="TieredPruning", target=1, tau=[4, 1])).target == 1
+    assert build_strategy(dict(type="Archtree", target=None, held_batches=None)).held_batches is None
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("PruningAsSearch", 1), ("Archtree", 1), ("Archtree", 5)])
+def test_a_network_that_no_epoch_is_left_to_train_is_refused(name: str, epochs: int, tmp_path: Path):
+    space = SearchSpace.from_dict(SPACE)
+    spec = space.decode(space.largest())
+    save_weights(tmp_path / "start.safetensors", create_model(spec).state_dict(), spec)
+    given, fresh = model(weights=str(tmp_path / "start.safetensors")), model()
+    for run, searched in ((epochs, given), (100, given), (100, fresh), (epochs, fresh)):
+        strategy = build_strategy(dict(type=name, pretrain=0.1))
+        strategy.setup(searched.masked, MacsCost(), run, 0, 8)
+        if (run, searched) == (epochs, fresh):
+            with pytest.raises(ConfigError, match=f"of {epochs} epochs none is left to train in first; give model.wei"):
+                check_start(strategy, searched, run)
+        else:
+            check_start(strategy, searched, run)
+
+
 def test_what_a_masked_network_is_made_from(tmp_path: Path):
     space = SearchSpace.from_dict(SPACE)
     start = space.decode([(0, 16)])
@@ -83,7 +124,7 @@ def test_what_a_masked_network_is_made_from(tmp_path: Path):
         (dict(arch="prunet_p1"), "one of space, arch and timm, got space and arch"),
         (dict(space=None), "got none"),
         (dict(space=None, arch="prunet_p1", start=[[0, 8]]), "start is a network of space; with arch leave it out"),
-        (dict(pretrained=True), "pretrained and input_size go with timm"),
+        (dict(pretrained=True), "pretrained, input_size, .* go with timm"),
         (dict(space=None, timm="resnet18"), "timm needs input_size"),
         (dict(start=[[0, 9]]), "does not offer"),
     ):
@@ -109,3 +150,19 @@ def test_the_penalty_joins_the_loss_and_reaches_the_masks():
     logged = given.train_step(batch, wrapper)
     assert float(logged["penalty_loss"].detach()) == 5 * len(mask) and float(logged["loss"].detach()) < 5
     assert mask.grad is not None and mask.grad.mean() > 2 and not torch.equal(kept, weights[0])
+
+
+@pytest.mark.parametrize("name", MODELS_OF)
+def test_gradients_of_the_masks_are_averaged_for_the_method_that_learns_them_with_the_weights(name: str, monkeypatch):
+    from mmengine.optim import OptimWrapper
+
+    from prunet_zoo.mm import search_model
+
+    assert build_strategy(dict(type=name, target=1.0)).arch_in_weight_step is (name == "PruningAsSearch")
+    given, seen = model(), []
+    monkeypatch.setattr(search_model, "average_gradients", lambda parameters: seen.append(list(parameters)))
+    (mask,) = given.masked.arch_parameters()
+    wrapper = OptimWrapper(torch.optim.SGD([p for p in given.parameters() if p is not mask], lr=0.1))
+    given.arch_in_weight_step = name == "PruningAsSearch"
+    given.train_step({"inputs": torch.randn(4, 3, 16, 16), "label": torch.arange(4)}, wrapper)
+    assert any(p is mask for p in seen[0]) is (name == "PruningAsSearch")

@@ -18,6 +18,7 @@ from prunet_zoo.errors import CheckpointError, PrunetError
 from prunet_zoo.mm import timm_backbone
 from prunet_zoo.mm.channels import follow_spec
 from prunet_zoo.mm.timm_backbone import TimmBackbone, pretrained_state, timm_channels
+from prunet_zoo.models import PrunedSpec, build_pruned, save_weights
 
 # timm's small networks for tests (of each way in which it makes a feature network), with a level each has not
 TINY = "test_efficientnet"
@@ -305,6 +306,59 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PrunetError, match=message):
         TimmBackbone(**{"model_name": TINY, "out_indices": (1,), **options})
+
+
+# ---- networks that a search has cut
+
+
+def cut_spec(name: str, size: int = 64) -> PrunedSpec:
+    """Half of the channels, in every set that can lose some."""
+    from prunet_zoo.supernet.traced import TracedNet
+
+    space = TracedNet(name, size, 5, step=4).space
+    return space.at([layer.widths[len(layer.widths) // 2 - 1] for layer in space.layers])
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050", "test_byobnet"])
+def test_a_cut_network_gives_the_classifiers_maps(tmp_path: Path, name: str) -> None:
+    spec = cut_spec(name)
+    torch.manual_seed(0)
+    net = build_pruned(spec).eval()
+    for buffer in net.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    save_weights(tmp_path / "weights.safetensors", net.state_dict(), spec)
+    init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "weights.safetensors")}
+    backbone = TimmBackbone(arch=str(tmp_path / "weights.safetensors"), out_indices=(1, 2, 3), init_cfg=init_cfg).eval()
+    backbone.init_weights()
+    whole = timm_channels(name, (1, 2, 3))
+    assert backbone.out_channels == timm_channels(arch=spec, out_indices=(1, 2, 3)) != whole
+    with torch.no_grad():
+        maps = backbone(image())
+        wanted = {m.shape[2]: m for m in net.forward_intermediates(image(), intermediates_only=True)}
+    assert [m.shape[1] for m in maps] == backbone.out_channels
+    for m in maps:
+        if m.shape == wanted[m.shape[2]].shape:  # of EfficientNets timm's last stage has a convolution more
+            torch.testing.assert_close(m, wanted[m.shape[2]])
+    backbone.train()
+    loss(backbone).backward()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_name": TINY}, "either model_name"),
+        ({"arch": None}, "either model_name"),
+        ({"pretrained": True}, "give the found ones as init_cfg"),
+        ({"wings": 2}, "leave wings out"),
+        ({"arch": {"timm": "test_resnet", "shapes": {"nothing": [2]}}}, "no module nothing"),
+        ({"arch": {"timm": "test_resnet", "shapes": {"conv1.0": [3, 3, 1]}}}, "do not fit each other"),
+        ({"arch": {"timm": None, "shapes": {}}}, "not timm's"),
+    ],
+)
+def test_bad_cut_networks(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PrunetError, match=message):
+        TimmBackbone(**{"arch": {"timm": "test_resnet", "shapes": {}}, "out_indices": (1,), **options})
 
 
 # ---- in_channels of the neck

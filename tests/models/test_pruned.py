@@ -15,14 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunet_zoo.errors import CheckpointError, SpecError, UnknownNameError
+from prunet_zoo.errors import CheckpointError, LatencyError, SpecError, UnknownNameError
 from prunet_zoo.latency import measure
 from prunet_zoo.latency.own_device import read_measurements
 from prunet_zoo.latency.record import append_record
+from prunet_zoo.latency.subject import find_arch
 from prunet_zoo.models import PrunedSpec, build_pruned, load_pruned, read_weights_spec, save_weights
 from prunet_zoo.models.channels import is_depthwise, layer_shape, select_channels, take_profile
 from prunet_zoo.models.export import ExportError
-from prunet_zoo.models.pruned import create_start, is_pruned_file, load_pruned_spec
+from prunet_zoo.models.pruned import create_start, is_pruned_file, load_pruned_spec, with_classes
 from prunet_zoo.spec import load_spec
 from prunet_zoo.zoo.export import classifier_network
 
@@ -153,11 +154,22 @@ def test_required_fields(missing: str):
         ({"layer1.0.conv1": [4, 4, 4]}, "cannot become"),
         ({"layer1.0.conv1": [5, 64, 1]}, "do not fit each other"),
         ({"fc": [5, 20]}, "do not fit each other"),
+        ({"fc": [4, 24]}, "lead to 4 outputs, but num_classes is 5"),
     ],
 )
 def test_shapes_that_cannot_be(shapes: dict[str, list[int]], message: str):
-    with pytest.raises(SpecError, match=message):
-        build_pruned(PrunedSpec.from_dict(changed(shapes=shapes)))
+    spec = PrunedSpec.from_dict(changed(shapes=shapes))
+    for refused in (lambda: build_pruned(spec), spec.macs, spec.params, lambda: spec.macs(64)):
+        with pytest.raises(SpecError, match=message):
+            refused()
+
+
+def test_a_head_for_other_classes():
+    spec = PrunedSpec.from_dict(changed(shapes={"fc": [5, 24]}))
+    assert with_classes(spec, 5) is spec
+    other = with_classes(PrunedSpec.from_dict(SMALL), 3)
+    assert other.num_classes == 3 and other.shapes == PrunedSpec.from_dict(SMALL).shapes
+    assert build_pruned(with_classes(spec, 3)).fc.out_features == 3  # type: ignore[union-attr]
 
 
 def test_start_networks_that_cannot_be():
@@ -213,6 +225,15 @@ def test_latency_and_export_take_it(tmp_path: Path):
         record = measure(arch, backend="torch", seconds=0.0, attempts=1)
         assert (record.spec_name, record.spec_hash, record.input_size) == ("small", spec.hash, (32, 32))
         append_record(tmp_path / "log.jsonl", record)
+    (tmp_path / "found").mkdir()
+    with pytest.raises(LatencyError, match=r"a folder without spec\.json"):
+        measure(str(tmp_path / "found"), backend="torch", seconds=0.0, attempts=1)
+    (tmp_path / "found" / "spec.json").write_text(spec.to_json())
+    (tmp_path / "w.safetensors").rename(tmp_path / "found" / "weights.safetensors")
+    assert find_arch(str(tmp_path / "found")).endswith("weights.safetensors")
+    assert find_arch(str(tmp_path / "found"), with_weights=False).endswith("spec.json")
+    assert measure(str(tmp_path / "found"), backend="torch", seconds=0.0, attempts=1).spec_hash == spec.hash
+    (tmp_path / "found" / "weights.safetensors").rename(tmp_path / "w.safetensors")
     with pytest.raises(Exception, match="no record to fit to"):
         read_measurements(tmp_path / "log.jsonl")
     network = classifier_network(str(tmp_path / "spec.json"), weights=str(tmp_path / "w.safetensors"))

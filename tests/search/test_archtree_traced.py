@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("torch_pruning", reason="networks that are no specs need torch-pruning: pip install '.[prune]'")
 
+from prunet_zoo.cost import ScaledCost
 from prunet_zoo.models import build_pruned
 from prunet_zoo.search.archtree import Archtree
 from prunet_zoo.search.strategy import Services
@@ -31,9 +32,9 @@ def start() -> TracedNet:
 
 def test_prunes_to_the_budget_and_goes_on_with_the_nodes_weights(start, tmp_path):
     net = copy.deepcopy(start)
-    cost = TracedCost(net.space, 2.0)
+    cost = ScaledCost(TracedCost(net.space), net.spec, 2.0)
 
-    def measure(spec) -> dict:
+    def measure(spec, quick=False) -> dict:
         ms = 0.3 + 0.85 * cost(spec)
         return {"median_ms": ms, "ci_low_ms": ms * 0.999, "ci_high_ms": ms * 1.001, "disturbed": []}
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from prunet_zoo.errors import LatencyError, PrunetError, SpecError, TrainingError
 from prunet_zoo.search import MacsCost
-from prunet_zoo.search.ddpnas import DDPNASearch, evenly, space_choices
+from prunet_zoo.search.ddpnas import DDPNASearch
+from prunet_zoo.search.ddpnas_choices import evenly, space_choices
 from prunet_zoo.search.ddpnas_credit import Evaluation, main_effects, mean_softmax
 from prunet_zoo.space import SearchSpace
 from prunet_zoo.spec import NetSpec
@@ -123,7 +124,7 @@ def test_error_in_percent_prefers_the_worst():
     assert searched(PercentError).best() == WORST
 
 
-@pytest.mark.parametrize("value", [93.2, -0.1, math.nan])
+@pytest.mark.parametrize("value", [93.2, -0.1, math.nan, math.inf])
 def test_an_accuracy_that_is_no_fraction_is_refused(value):
     with pytest.raises(TrainingError, match="fraction"):
         DDPNASearch([range(2)]).tell(value)
@@ -269,6 +270,18 @@ def test_state_of_another_search_is_refused():
         DDPNASearch([range(2)] * 4).load_state_dict(DDPNASearch([range(3)] * 4).state_dict())
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"passes": 4}, {"update": "momentum"}, {"credit": "sample"}, {"gamma": 0.5}, {"seed": 1}, {"budget": 10.0}],
+)
+def test_state_of_a_search_with_other_settings_is_refused(options):
+    known = {"cost": COSTS.tolist(), "budget": 11.0}
+    state = DDPNASearch([range(3)] * 4, **known).state_dict()
+    name = next(iter(options))
+    with pytest.raises(TrainingError, match=rf"another search \({name} .*, here {options[name]}\)"):
+        DDPNASearch([range(3)] * 4, **{**known, **options}).load_state_dict(state)
+
+
 def test_choices_of_a_space_are_candidates_on_a_coarse_grid_and_skip():
     assert space_choices(SPACE, 3) == [
         [(0, 4), (0, 28), (0, 48), (1, 4), (1, 28), (1, 48)],
@@ -309,6 +322,43 @@ def test_a_space_whose_cost_is_no_sum_is_refused_with_a_budget(monkeypatch):
     with pytest.raises(PrunetError, match="PruningAsSearch or Archtree"):
         DDPNASearch(SPACE, budget=1.0, cost=MacsCost())
     assert DDPNASearch(SPACE).total > 0
+
+
+def test_a_space_whose_cost_is_no_sum_is_searched_without_a_budget():
+    out = {"types": ["rep"], "kernel_sizes": [3], "out": {"step": 4}}
+    space = SPACE.replace(stages=[{"out_channels": 16, "layers": [{"stride": 2, **out}, out]}])
+    assert not space.additive
+    search = DDPNASearch(space, passes=1, cost=MacsCost())
+    found = search.run(lambda spec: min(1.0, spec.params() / 1e5))
+    assert space.contains(found) and search.cost(search.best()) == MacsCost()(found)
+
+
+def test_an_infinite_budget_is_none():
+    costs = COSTS.tolist()
+    endless, none = (DDPNASearch([range(3)] * 4, budget=b, cost=costs, seed=1) for b in (math.inf, None))
+    assert endless.budget is None and endless.ask() == none.ask() and endless.state_dict() == none.state_dict()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_costs_that_are_not_finite_are_refused(bad):
+    with pytest.raises(LatencyError, match="finite"):
+        DDPNASearch([range(2)] * 2, budget=3.0, cost=[[1.0, 2.0], [1.0, bad]])
+    with pytest.raises(LatencyError, match="budget is nan"):
+        DDPNASearch([range(2)] * 2, budget=math.nan, cost=[[1.0, 2.0], [1.0, 2.0]])
+
+
+def test_a_cost_of_the_wrong_kind_is_named():
+    with pytest.raises(SpecError, match="lists of choices, cost must be the cost of each choice"):
+        DDPNASearch([range(2)] * 2, budget=3.0, cost=MacsCost())
+    with pytest.raises(SpecError, match="for a space, cost must be a Cost"):
+        DDPNASearch(SPACE, budget=3.0, cost=[[1.0]] * 3)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.array(0.5)])
+def test_accuracies_of_other_types_are_stored_as_plain_numbers(number):
+    search = DDPNASearch([range(2)] * 2)
+    search.tell(number)
+    assert json.loads(json.dumps(search.state_dict()))["evaluated"][0][2] == 0.5
 
 
 def test_needs_no_torch():

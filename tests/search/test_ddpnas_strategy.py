@@ -136,6 +136,50 @@ def test_what_is_trained_is_what_is_credited():
     assert not credited_as_trained(OtherSample)
 
 
+def validated_as_asked(cls: type[DDPNAS]) -> bool:
+    """Whether what the network executes while it is validated is always what the search credits."""
+    same = []
+
+    class Spy(cls):
+        def _validate(self) -> float:
+            def held() -> Iterator:
+                same.append(executed(self.supernet) == self.search.encoding(self.search.ask()))
+                yield data()
+
+            self.services = Services(lambda seed: iter(()), held, None, Path())
+            return super()._validate()
+
+    strategy, net, optimizer = fresh(cls=Spy, epochs=2)
+    run(strategy, net, optimizer, range(2 * STEPS))
+    assert len(same) == len(strategy.search.evaluated) == strategy.search.total
+    return all(same)
+
+
+class OtherValidated(DDPNAS):
+    """The known error in another place: another sub-network is executed just before the validation."""
+
+    def _validate(self) -> float:
+        self._execute(self.search.encoding(self.search.single(str(self.step))), 0)
+        return super()._validate()
+
+
+def test_what_is_validated_is_what_is_credited():
+    assert validated_as_asked(DDPNAS)
+    assert not validated_as_asked(OtherValidated)
+
+
+def test_few_steps_for_a_sub_network_are_told():
+    def told(epochs: int) -> list[str]:
+        lines: list[str] = []
+        strategy = DDPNAS(TARGET, passes=2, widths=2)
+        strategy.setup(SuperNet(SPACE), COST, epochs, 0, STEPS, services(lines))
+        return [line for line in lines if "fewer than 20 steps" in line]
+
+    assert told(36) == []  # 18 sub-networks, 10 steps an epoch
+    (line,) = told(35)
+    assert "train 36 epochs, or lower passes or widths" in line
+
+
 class PercentError(DDPNAS):
     """The known error: error in the place of accuracy."""
 

@@ -6,6 +6,7 @@ import copy
 import io
 import itertools
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -124,10 +125,11 @@ def run(strategy, net, optimizer, epochs: range, steps: int = 8) -> list:
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 def test_the_penalty_is_that_of_the_masked_network_and_its_gradient_what_a_channel_costs(space):
-    strategy, net, _ = fresh(0.5, space, ramp=0.0, alpha=3.0)
+    strategy, net, _ = fresh(0.5, space, ramp=0.0, alpha=3.0, multiplier=False)
     with torch.no_grad():
         net.arch_parameters()[0][:3] = 0.2
         net.arch_parameters()[2][1:6] = -1.0
+    strategy.setup(net, MacsCost(), 8, 0, 8)
     strategy.start_epoch(0)
     penalty = strategy.penalty()
     widths, cost = net.widths(), MacsCost()
@@ -172,10 +174,24 @@ def test_the_macs_of_the_masked_network_are_within_two_percent_of_the_target_whe
     assert 0.97 * strategy.target < found <= strategy.target
 
 
-def test_the_published_loss_alone_comes_near_the_target():
-    strategy, net, optimizer = fresh(0.5, epochs=16, finetune=0.0, ramp=0.0, multiplier=False, steps=16)
+@pytest.mark.parametrize("share", [0.35, 0.5, 0.8])
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_the_published_loss_alone_comes_near_the_target_and_the_end_is_on_it(space, share):
+    options = {"epochs": 16, "finetune": 0.0, "ramp": 0.0, "multiplier": False, "steps": 16}
+    strategy, net, optimizer = fresh(share, space, **options)
+    assert strategy.alpha == 20.0
     run(strategy, net, optimizer, range(16), steps=16)
     assert MacsCost()(net.at(net.widths())) == pytest.approx(strategy.target, rel=0.25)
+    assert 0.97 * strategy.target < space_cost(MacsCost(), space, strategy.finish()) <= strategy.target
+
+
+def test_with_the_multiplier_the_loss_is_the_cross_entropy_alone():
+    strategy, net, optimizer = fresh(0.5, ramp=0.0)
+    strategy.start_epoch(0)
+    step(strategy, net, optimizer, *data(8))
+    assert strategy.searching and strategy.penalty() is None
+    with pytest.raises(SpecError, match="give multiplier=False too, or no alpha"):
+        PruningAsSearch(1.0, alpha=5.0)
 
 
 def test_channels_go_one_by_one_while_the_goal_comes_down():
@@ -249,6 +265,20 @@ def test_without_a_target_a_third_of_the_way_is_taken():
     assert strategy.status()["target"] == float(f"{low + (high - low) / 3:.2g}")
 
 
+def test_rounding_takes_the_default_target_out_of_no_range():
+    class Offset(MacsCost):
+        """Almost all of the cost is that of every network: 1.04 to 1.06, and two digits make 1.0 of a third."""
+
+        def __call__(self, spec):
+            return 1.04 + 0.02 * super().__call__(spec) / MacsCost()(IRB.decode(IRB.largest()))
+
+        def block(self, block, in_channels, in_size):
+            return 0.02 * super().block(block, in_channels, in_size) / MacsCost()(IRB.decode(IRB.largest()))
+
+    strategy, _, _ = fresh(None, cost=Offset())
+    assert 1.0 < strategy.cost.least == strategy.target
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
 def test_target_must_be_a_positive_number(bad):
     with pytest.raises(LatencyError, match="positive"):
@@ -278,9 +308,14 @@ def test_the_phases_follow_each_other():
     assert run(strategy, net, optimizer, range(2)) == []
     assert strategy.step == 0 and strategy.penalty() is None and net.widths() == (32, 64, 64, 64)
     events = run(strategy, net, optimizer, range(2, 7))
-    assert {e.kind for e in events} == {"channels"} and {e.layer for e in events} <= {0, 1, 2, 3}
+    assert {e.kind for e in events} <= {"channels", "widened"} and {e.layer for e in events} <= {0, 1, 2, 3}
     assert any("→" in e.what and e.what.startswith("stages.1.") for e in events)
     assert all(0 < e.probability <= 1 for e in events)
+    with torch.no_grad():
+        net.arch_parameters()[0].fill_(1.0)  # every channel of the first layer comes back
+        net.arch_parameters()[1][40:].fill_(0.0)
+    first, second = strategy.end_epoch(6)[0][:2]
+    assert first.kind == "widened" and first.what.endswith("→ 32 channels") and second.kind == "channels"
     run(strategy, net, optimizer, range(7, 8))
     kept = net.keep()
     assert strategy.finish() == net.best() and all(m.frozen.numel() for m in net.masks())
@@ -297,6 +332,27 @@ def test_the_phases_follow_each_other():
 def test_short_runs_search_for_an_epoch_at_least(epochs, options, decision):
     strategy, _, _ = fresh(0.5, epochs=epochs, **options)
     assert strategy.decision_epoch == decision and strategy.steps >= 8
+
+
+@pytest.mark.parametrize(
+    ("epochs", "options", "words"),
+    [
+        (1, {"pretrain": 0.3, "finetune": 0.3}, "1 epochs have no room for pretrain and finetune: .* train 3 epochs"),
+        (2, {"pretrain": 0.3, "finetune": 0.3}, "2 epochs have no room for finetune: .* train 3 epochs"),
+        (1, {}, "1 epochs have no room for finetune: .* train 2 epochs"),
+    ],
+)
+def test_phases_that_a_short_run_has_no_room_for_are_told(epochs, options, words, tmp_path):
+    def told(epochs: int) -> list[str]:
+        lines: list[str] = []
+        services = Services(lambda seed: iter(()), lambda: iter(()), None, tmp_path, lines.append)
+        strategy = PruningAsSearch(**options)
+        strategy.setup(SpecNet(IRB), MacsCost(), epochs, 0, 8, services)
+        return lines
+
+    (line,) = told(epochs)
+    assert re.search(words, line)
+    assert told(3) == []
 
 
 @pytest.mark.parametrize("cut", [1, 4, 7, 9])

@@ -53,7 +53,23 @@ REP = SearchSpace.from_dict(
         "num_classes": 4,
     }
 )
-SPACES = {"irb": IRB, "rep": REP}
+HIDDEN16 = {"kernel_sizes": [3], "hidden": {"step": 16, "max": 32}}
+# with 16 channels the blocks behind the rep blocks would get a residual connection that they do not have
+MIXED = REP.replace(
+    name="mixed",
+    stages=[
+        {
+            "out_channels": 16,
+            "layers": [
+                {"stride": 2, "out_channels": 32, "types": ["rep"], "kernel_sizes": [3], "out": {"step": 8}},
+                HIDDEN16,
+                {"out_channels": 24, "types": ["rep"], "kernel_sizes": [3], "out": {"step": 8}},
+                {"types": ["fused_irb"], **HIDDEN16},
+            ],
+        }
+    ],
+)
+SPACES = {"irb": IRB, "rep": REP, "mixed": MIXED}
 
 
 def shake(net: nn.Module, seed: int) -> None:
@@ -255,6 +271,15 @@ def test_a_rep_block_before_a_residual_block_keeps_its_width():
     net.freeze(keep)
     with torch.no_grad():
         torch.testing.assert_close(net.remove(keep, "s")[1](images()), net(images()), rtol=1e-4, atol=1e-4)
+
+
+def test_no_width_of_a_rep_block_gives_the_next_block_a_residual_connection():
+    net = made(MIXED)
+    assert [g.widths for g in net.groups] == [(8, 24, 32), (16, 32), (8, 24), (16, 32)]
+    assert net.encode([16, 32, 9, 32])[0] == (0, 24)
+    coarse = {"stride": 2, "out_channels": 32, "types": ["rep"], "kernel_sizes": [3], "out": {"step": 16}}
+    net = made(MIXED.replace(stages=[{"out_channels": 16, "layers": [coarse, HIDDEN16]}]))
+    assert [g.name for g in net.groups] == ["stages.1.1"]  # of 16 and 32 only 32 is left: no mask
 
 
 def test_ranked_takes_the_greatest_weights_and_refuses_widths_off_the_grid():
