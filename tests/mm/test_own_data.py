@@ -48,7 +48,7 @@ def _own_scope() -> Any:
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten digit scenes as another tool would export them: other names, ids and folders, no area, no iscrowd."""
+    """Ten digit scenes as another tool would export them: other names, ids and folders, boxes alone."""
     root = tmp_path_factory.mktemp("own")
     scenes = write_scenes(root / "scenes", train=10, val=1)
     data = json.loads((scenes / "annotations/instances_train.json").read_text())
@@ -59,7 +59,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image.update(id=1000 + 3 * image["id"], file_name=f"day1/{target.name}")
     for item in data["annotations"]:
         item.update(image_id=1000 + 3 * item["image_id"], category_id=7 * item["category_id"] + 3)
-        del item["area"], item["iscrowd"]
+        del item["area"], item["iscrowd"], item["segmentation"]
     order = (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)
     data["categories"] = [{"id": 999, "name": "things"}, *({"id": 7 * k + 3, "name": NAMES[k]} for k in order)]
     path = root / "mine" / "my labels.json"
