@@ -6,9 +6,11 @@ stands what CPU needs instead; on GPUs everything is left to MMEngine.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,20 +19,21 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import get_world_size, init_dist, is_main_process
+from mmengine.dist import broadcast_object_list, get_world_size, init_dist, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
+from torch.distributed.distributed_c10d import _get_default_store
 
 from prunet_zoo.errors import PrunetError
 from prunet_zoo.mm.search_model import average_buffers
 from prunet_zoo.registry import HOOKS, MODEL_WRAPPERS, register
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=30)  # others wait so long for what the first process does alone; a collective waits minutes
+_asked = itertools.count()  # calls of `from_first`, counted alike in every process
 CPU_WRAPPER = "CpuDistributedDataParallel"
 # where a launcher tells a process its number, how many there are, and its number on this machine
 _TOLD = {
@@ -144,7 +147,7 @@ def from_first(function: Callable[[], T]) -> T:
     """
     if get_world_size() == 1:
         return function()
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    store, key = _get_default_store(), f"prunet_zoo/from_first/{next(_asked)}"
     told: list[Any] = [None, None]
     mistake: PrunetError | None = None
     if is_main_process():
@@ -152,8 +155,11 @@ def from_first(function: Callable[[], T]) -> T:
             told[0] = function()
         except PrunetError as error:
             mistake, told[1] = error, str(error)
-    dist.broadcast_object_list(told, 0, group)
-    dist.destroy_process_group(group)
+        finally:
+            store.set(key, "done")
+    while not store.check([key]):  # a collective would give up after minutes, and hear no signal meanwhile
+        time.sleep(0.1)
+    broadcast_object_list(told)
     if mistake is not None:
         raise mistake
     if told[1] is not None:
