@@ -20,7 +20,7 @@ from prunet_zoo.console import USER_ERROR, full_disk
 from prunet_zoo.errors import PrunetError
 from prunet_zoo.files import WriteError
 from prunet_zoo.mm.checks import from_data, how_to_restore, unreadable_image
-from prunet_zoo.mm.distributed import SaidByFirstError
+from prunet_zoo.mm.distributed import SaidByFirstError, leave
 from prunet_zoo.mm.interrupts import Interrupted, is_first, rank, resume_command
 
 _ALONE = 10.0  # seconds after which a mistake that the first process has not made is said by another
@@ -170,8 +170,7 @@ def run_tool(
         status = USER_ERROR
     finally:
         signal.signal(signal.SIGTERM, before)
-    sys.stdout.flush()
-    sys.exit(status)
+    leave(status)
 
 
 def _let_the_first_speak() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import copy
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -199,6 +200,30 @@ def test_threads_are_set_and_restored():
     with get_backend("torch").environment(Setting(threads=before + 1)):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+INTERRUPTED = """
+import os, signal, time
+from torch import nn
+from prunet_zoo.latency.backends import Setting, get_backend
+
+backend = get_backend("openvino")
+first, second = (backend.prepare(nn.Conv2d(3, 4, 3), (1, 3, 8, 8), Setting()) for _ in range(2))
+del first
+del second
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+def test_openvino_leaves_signals_alone():
+    """Two models at a time, the older one dropped first: Ctrl-C was a segmentation fault."""
+    pytest.importorskip("openvino")
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
 
 
 def test_openvino_refuses_another_precision_or_thread_count(monkeypatch):

@@ -173,6 +173,29 @@ def test_others_wait_for_long_work_of_the_first(free_port: int) -> None:
     assert [job.exitcode for job in jobs] == [0, 0]
 
 
+LEAVE = """
+import atexit
+from prunet_zoo.mm import distributed
+
+class Object:
+    def __del__(self):
+        print("Python was taken down", flush=True)
+
+kept = Object()
+atexit.register(print, "at the end")
+distributed._joined = {joined}
+distributed.leave(3)
+"""
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_process_of_several_ends_without_taking_python_down(joined: bool) -> None:
+    """There a thread of gloo may want Python once more, which aborts the process."""
+    done = subprocess.run([sys.executable, "-c", LEAVE.format(joined=joined)], capture_output=True, text=True)
+    assert done.returncode == 3 and done.stdout.startswith("at the end\n"), done.stderr
+    assert ("taken down" in done.stdout) == (not joined)
+
+
 def test_killed_in_two_processes_and_resumed(run: Run, scenes: Path, tmp_path: Path) -> None:
     """One is killed: the other ends by itself and says how to go on; the resumed run gives the same bits."""
     argv = train("random_atss.py", tmp_path / "whole", *NO_VAL, "train_dataloader.batch_size=1")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -27,7 +24,6 @@ from prunet_zoo.models.export import FORMATS, Network, count_batchnorms, export,
 from prunet_zoo.models.layers import make_norm_factory
 from prunet_zoo.spec import BlockSpec
 
-ALONE = "PRUNET_TEST_ALONE"  # set where a test runs in a process of its own
 SMALL = {
     "input_size": 16,
     "stages": [
@@ -260,12 +256,6 @@ def test_an_exported_file_has_one_convolution_a_block(tmp_path) -> None:
 def test_what_is_measured_is_deployed(name: str) -> None:
     if name != "torch":
         pytest.importorskip(name)
-    if name == "openvino" and ALONE not in os.environ:
-        # with OpenVINO in the process, a later test's training with loaders that fork ended in a segmentation fault
-        this = f"{__file__}::test_what_is_measured_is_deployed[openvino]"
-        done = subprocess.run([sys.executable, "-m", "pytest", "-q", this], env={**os.environ, ALONE: "1"})
-        assert done.returncode == 0
-        return
     net, setting, backend = model(), Setting(), get_backend(name)
     session = backend.prepare(net, (1, 3, 16, 16), setting)
     assert check_output(session, net, (1, 3, 16, 16)) < 1e-4

@@ -9,7 +9,7 @@ from torch import nn
 
 from prunet_zoo.errors import LatencyError
 from prunet_zoo.latency.backends.base import Backend, Session, Setting, example_input
-from prunet_zoo.models.export import export_onnx
+from prunet_zoo.models.export import export_onnx, openvino_core
 
 PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _CAPABILITIES = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16"}
@@ -32,9 +32,7 @@ class OpenVino(Backend):
 
     def check(self, setting: Setting) -> None:
         super().check(setting)
-        import openvino
-
-        has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        has = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if _CAPABILITIES[setting.dtype] not in has:
             can = [dtype for dtype, capability in _CAPABILITIES.items() if capability in has]
             raise LatencyError(
@@ -45,7 +43,7 @@ class OpenVino(Backend):
     def prepare(self, module: nn.Module, input_shape: tuple[int, int, int, int], setting: Setting) -> Session:
         import openvino
 
-        core = openvino.Core()
+        core = openvino_core()
         compiled = core.compile_model(core.read_model(export_onnx(module, input_shape)), "CPU", properties(setting))
         self._check_properties(compiled, setting)
         request = compiled.create_infer_request()

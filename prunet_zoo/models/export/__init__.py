@@ -6,6 +6,7 @@ from prunet_zoo.models.export.formats import FORMATS, Format, Plan
 from prunet_zoo.models.export.job import Options, export
 from prunet_zoo.models.export.network import Network, Scaling
 from prunet_zoo.models.export.onnx import export_onnx
+from prunet_zoo.models.export.openvino_core import openvino_core
 
 __all__ = [
     "FORMATS",
@@ -19,4 +20,5 @@ __all__ = [
     "export",
     "export_onnx",
     "fold_batchnorm",
+    "openvino_core",
 ]

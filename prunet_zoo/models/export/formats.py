@@ -18,6 +18,7 @@ from torch import nn
 
 from prunet_zoo.models.export.errors import ExportError
 from prunet_zoo.models.export.onnx import INSTALL, OPSET, add_metadata, to_onnx, to_onnx_of
+from prunet_zoo.models.export.openvino_core import openvino_core
 
 Array = NDArray[np.float32]
 RunFile = Callable[[Array], list[Array]]  # (B, C, H, W) → each output
@@ -144,19 +145,17 @@ class OpenVino(Format):
     def write(self, graph: nn.Module, plan: Plan, path: Path) -> dict[str, Any]:
         import openvino
 
-        model = openvino.Core().read_model(to_onnx(graph, plan.example, plan.outputs, plan.dynamic_batch, OPSET))
+        model = openvino_core().read_model(to_onnx(graph, plan.example, plan.outputs, plan.dynamic_batch, OPSET))
         for key, value in plan.metadata.items():
             model.set_rt_info(json.dumps(value, ensure_ascii=False, sort_keys=True), ["model_info", key])
         openvino.save_model(model, str(path), compress_to_fp16=plan.dtype == "fp16")
-        openvino.Core().read_model(str(path))  # it does not say so itself when the disk is full
+        openvino_core().read_model(str(path))  # it does not say so itself when the disk is full
         return {}
 
     def open(self, path: Path) -> RunFile:
-        import openvino
-
         # newer CPUs would compute in bfloat16
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        compiled = openvino.Core().compile_model(str(path), "CPU", options)
+        compiled = openvino_core().compile_model(str(path), "CPU", options)
         return lambda x: [np.array(compiled(x)[i]) for i in range(len(compiled.outputs))]
 
 
