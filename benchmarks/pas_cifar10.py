@@ -348,8 +348,7 @@ def main() -> None:
     sweeps = {name: sweep(args, name, train, held) for name in SWEEPS if getattr(args, f"sweep_{name}")}
     for name, tried in sweeps.items():
         setattr(args, name, tried["best"])
-    setting = {**settings_of(args), "tests": tests}
-    rows = run(args, args.work / stable_hash(setting), train, test)
+    rows = run(args, train, test)
     summary = summarise(rows)
     show(rows, summary)
     if args.json is not None:
@@ -360,15 +359,16 @@ def main() -> None:
             "device": cpu_name(),
             "threads": torch.get_num_threads(),
             "date": now(),
-            "setting": setting,
+            "setting": {**settings_of(args), "tests": tests},
             "sweeps": sweeps,
         }
         write_json(args.json, {**about, **summary, "rows": rows})
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What a row depends on, besides seed and method."""
-    return {**{name: getattr(args, name) for name in SETTINGS}, "batch": BATCH}
+def settings_of(args: argparse.Namespace, methods: tuple[str, ...] = METHODS) -> dict[str, Any]:
+    """What the rows of some methods depend on, besides seed and method."""
+    others = [name for name, (method, _) in SWEEPS.items() if method not in methods]
+    return {**{name: getattr(args, name) for name in SETTINGS if name not in others}, "batch": BATCH}
 
 
 def sweep(args: argparse.Namespace, name: str, train: Split, held: Split) -> dict[str, Any]:
@@ -378,17 +378,17 @@ def sweep(args: argparse.Namespace, name: str, train: Split, held: Split) -> dic
     for value in values:
         own = argparse.Namespace(**{**vars(args), name: value})
         own.first_seed, own.seeds, own.methods = args.sweep_seed, 1, [method]
-        folder = args.work / "sweep" / stable_hash({**settings_of(own), "held": len(held[1])})
-        tried[f"{value:g}"] = run(own, folder, train, held)[0]["top1"]
+        tried[f"{value:g}"] = run(own, train, held)[0]["top1"]
     best = max(values, key=lambda value: tried[f"{value:g}"])
     return {"seed": args.sweep_seed, "held_images": len(held[1]), "top1": tried, "best": best}
 
 
-def run(args: argparse.Namespace, folder: Path, train: Split, test: Split) -> list[dict[str, Any]]:
-    """All rows; those that are there already are read."""
+def run(args: argparse.Namespace, train: Split, test: Split) -> list[dict[str, Any]]:
+    """All rows; those that are there already are read. ``test``: what the networks found are tested on."""
     steps = len(train[0]) // BATCH
     jobs = [(seed, method) for seed in range(args.first_seed, args.first_seed + args.seeds) for method in args.methods]
-    open_jobs = [job for job in jobs if not _file(folder, *job).is_file()]
+    files = {job: row_file(args, *job, len(test[1])) for job in jobs}
+    open_jobs = [job for job in jobs if not files[job].is_file()]
     starts = {seed for seed, _ in open_jobs if not start_file(args, seed).is_file()}
     total = steps * (len(open_jobs) * args.epochs + len(starts) * args.epochs_pretrain)
     done, what = 0, ""
@@ -403,12 +403,13 @@ def run(args: argparse.Namespace, folder: Path, train: Split, test: Split) -> li
             what = f"seed {seed}, start network"
             net = pretrained(train, args, seed, tell)
             what = f"seed {seed}, {method}"
-            write_json(_file(folder, seed, method), run_one(net, method, train, test, args, seed, tell))
-    return [json.loads(_file(folder, *job).read_text(encoding="utf-8")) for job in jobs]
+            write_json(files[seed, method], run_one(net, method, train, test, args, seed, tell))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files.values()]
 
 
-def _file(folder: Path, seed: int, method: str) -> Path:
-    return folder / f"{method}_{seed}.json"
+def row_file(args: argparse.Namespace, seed: int, method: str, tests: int) -> Path:
+    """Where a row lies: by what it depends on. ``tests``: images, which tell those of the sweeps from the others."""
+    return args.work / stable_hash({**settings_of(args, (method,)), "tests": tests}) / f"{method}_{seed}.json"
 
 
 if __name__ == "__main__":

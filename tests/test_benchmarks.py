@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -23,29 +23,22 @@ from prunet_zoo.spec import load_spec
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "benchmarks"
 SPEC = ROOT / "configs/classification/prunet-cpu-small.json"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+Load = Callable[[str], ModuleType]
 
 
 @pytest.fixture(scope="module")
-def cost() -> ModuleType:
-    return load("prunode_cost")
+def cost(load_benchmark: Load) -> ModuleType:
+    return load_benchmark("prunode_cost")
 
 
 @pytest.fixture(scope="module")
-def backbones() -> ModuleType:
-    return load("detection_backbones")
+def backbones(load_benchmark: Load) -> ModuleType:
+    return load_benchmark("detection_backbones")
 
 
 @pytest.fixture
-def scenes() -> ModuleType:
-    return load("digit_scenes")
+def scenes(load_benchmark: Load) -> ModuleType:
+    return load_benchmark("digit_scenes")
 
 
 def test_memory_of_a_prunode_does_not_depend_on_the_number_of_widths(cost: ModuleType):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,16 +14,10 @@ from PIL import Image
 
 from prunet_zoo.errors import DataError
 
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "cifar.py"
-
 
 @pytest.fixture(scope="module")
-def cifar() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cifar", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def cifar(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("cifar")
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,19 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture(scope="module")
-def pas() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(ROOT / "benchmarks"))  # it imports its neighbours
-    spec = importlib.util.spec_from_file_location("pas_cifar10", ROOT / "benchmarks" / "pas_cifar10.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pas_cifar10"] = module
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(ROOT / "benchmarks"))
+def pas(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("pas_cifar10")
 
 
 def setting(work: Path, **changes: Any) -> argparse.Namespace:
@@ -48,14 +38,23 @@ def test_all_methods_end_at_half_of_the_macs_and_a_second_run_reads_them(
     pas: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(pas, "BATCH", 32)
-    rows = pas.run(setting(tmp_path), tmp_path, noise(96), noise(40))
+    rows = pas.run(setting(tmp_path), noise(96), noise(40))
     assert [row["method"] for row in rows] == ["pas", "magnitude", "bn_scale"]
     assert all(0.96 < row["mmacs"] / (0.5 * row["start_mmacs"]) <= 1.0 for row in rows)
     assert len({row["start_top1"] for row in rows}) == 1
     monkeypatch.setattr(pas, "run_one", None)  # nothing is left to do
-    assert pas.run(setting(tmp_path), tmp_path, noise(96), noise(40)) == rows
+    assert pas.run(setting(tmp_path), noise(96), noise(40)) == rows
     summary = pas.summarise(rows)
     assert summary["pas_ahead"]["magnitude"]["mean"] == rows[0]["top1"] - rows[1]["top1"]
+
+
+def test_a_row_is_filed_by_what_it_depends_on(pas: ModuleType, tmp_path: Path):
+    def file(method: str, tests: int = 40, **changes: Any) -> Path:
+        return pas.row_file(setting(tmp_path, **changes), 0, method, tests)
+
+    assert file("bn_scale") != file("bn_scale", reg=0.1) and file("pas") == file("pas", reg=0.1)
+    assert file("pas") != file("pas", pas_lr=1.0) and file("magnitude") == file("magnitude", reg=0.1, pas_lr=1.0)
+    assert file("magnitude") != file("magnitude", tests=50) and file("magnitude") != file("magnitude", epochs=3)
 
 
 def test_the_learning_rate_rises_and_falls(pas: ModuleType):
@@ -102,7 +101,7 @@ def test_the_chosen_setting_is_the_tables_and_stands_in_the_file(
 ):
     seen: list[tuple[float, list[int]]] = []
 
-    def run(args, folder, train, test):
+    def run(args, train, test):
         seeds = list(range(args.first_seed, args.first_seed + args.seeds))
         seen.append((args.reg, seeds))
         row = {"seed": 3, "mmacs": 1.0, "start_mmacs": 2.0, "start_top1": 80.0, "seconds": 1.0}

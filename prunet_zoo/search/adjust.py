@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from prunet_zoo.cost import Cost, choice_cost, cost_range
 from prunet_zoo.errors import LatencyError
-from prunet_zoo.search.knapsack import Option, grouped_knapsack
+from prunet_zoo.search.knapsack import Option, best_in_interval
 from prunet_zoo.space import Choice, Encoding, SearchSpace
 
 LOWEST = 0.97  # the adjusted network costs more than this share of the target
@@ -66,10 +66,8 @@ def adjust_widths(
 
 
 def _solve(groups: list[list[Option]], budget: float, lowest: float) -> Encoding | None:
-    """The best combination whose true cost is above ``lowest`` (the knapsack rounds costs up by up to a bin each)."""
-    bins = 8192
-    slack = len(groups) / bins * budget
-    picks = grouped_knapsack(groups, budget, max(0.0, lowest + slack), bins)
+    """The best combination whose cost is above ``lowest``."""
+    picks = best_in_interval(groups, budget, lowest)
     return None if picks is None else tuple(g[i].key for g, i in zip(groups, picks, strict=True))  # type: ignore[misc]
 
 

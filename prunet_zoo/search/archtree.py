@@ -15,6 +15,7 @@ from torch import nn
 from prunet_zoo.cost import Cost
 from prunet_zoo.errors import LatencyError, SpecError, TrainingError, few
 from prunet_zoo.search.adjust import LOWEST
+from prunet_zoo.search.aim import given_target, pruned_target
 from prunet_zoo.search.archtree_latency import ACCEPTED, Latencies
 from prunet_zoo.search.archtree_node import Node, TreeSettings
 from prunet_zoo.search.archtree_run import run_tree, weights_hash
@@ -72,8 +73,7 @@ class Archtree(SearchStrategy):
         workers: int = 0,
         pretrain: float = 0.5,
     ) -> None:
-        if target is not None and not (math.isfinite(target) and target > 0):
-            raise LatencyError(f"the target must be a positive number, got {target!r}")
+        self.target = given_target(target)
         measure_most = children + 1 if measure_most is None else measure_most
         for name, value, low in (
             ("beam", beam, 1),
@@ -98,7 +98,6 @@ class Archtree(SearchStrategy):
         self.settings = TreeSettings(
             beam, children, rounds, removal, measure_most, recovery_steps, recovery_lr, importance, importance_batches
         )
-        self.target = math.nan if target is None else float(target)
         self.held_batches, self.workers, self.pretrain = held_batches, workers, pretrain
         self.expected = math.nan
         self.found: dict[str, Any] = {}
@@ -120,14 +119,7 @@ class Archtree(SearchStrategy):
         self.supernet, self.cost, self.seed, self.services = supernet, cost, seed, services
         low = cost(self._decode([group.widths[0] for group in supernet.groups])[1])
         high = cost(self._decode([group.channels for group in supernet.groups])[1])
-        if math.isnan(self.target):
-            self.target = float(f"{low + (high - low) / 3:.2g}")
-        if not low <= self.target <= high:
-            side = "faster than the narrowest" if self.target < low else "slower than the whole"
-            raise LatencyError(
-                f"target {self.target:g} {cost.unit} is {side} network that the start network can become: choose "
-                f"between {low:.4g} and {high:.4g} {cost.unit}"
-            )
+        self.target = pruned_target(self.target, low, high, cost.unit)
         self.expected = high
         self.decision_epoch = self.pretrain_epochs = min(round(self.pretrain * epochs), max(0, epochs - 1))
 

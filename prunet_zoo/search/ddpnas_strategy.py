@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunet_zoo.cost import Cost, check_target, default_target
-from prunet_zoo.errors import LatencyError, SpecError, TrainingError
+from prunet_zoo.cost import Cost
+from prunet_zoo.errors import SpecError, TrainingError
 from prunet_zoo.search.adjust import LOWEST
+from prunet_zoo.search.aim import given_target, space_target
 from prunet_zoo.search.ddpnas import Credit, DDPNASearch, Removal, Update, check_settings
 from prunet_zoo.search.ddpnas_fit import fit_to_target
 from prunet_zoo.search.strategy import GradSync, PruneEvent, SearchStrategy, Services
@@ -61,14 +62,12 @@ class DDPNAS(SearchStrategy):
         credit: Credit = "adjusted",
         batches: int | None = None,
     ) -> None:
-        if target is not None and not (math.isfinite(target) and target > 0):
-            raise LatencyError(f"the target must be a positive number, got {target!r}")
+        self.target = given_target(target)
         check_settings(passes, update, gamma, widths, credit)
         if not 0.0 <= warmup <= 0.9:
             raise SpecError(f"DDPNAS: warmup must be between 0.0 and 0.9, got {warmup!r}")
         if batches is not None and batches < 1:
             raise SpecError(f"DDPNAS: batches must be 1 or more (or None for all), got {batches}")
-        self.target = math.nan if target is None else float(target)
         self.passes, self.update, self.gamma, self.widths = passes, update, gamma, widths
         self.warmup, self.credit, self.batches = warmup, credit, batches
         self.epoch = self.step = 0
@@ -89,9 +88,7 @@ class DDPNAS(SearchStrategy):
         """
         if services is None:
             raise TrainingError("DDPNAS validates sub-networks as it goes: give it Services with held()")
-        if math.isnan(self.target):
-            self.target = default_target(cost, supernet.space)
-        check_target(cost, supernet.space, self.target)
+        self.target = space_target(self.target, cost, supernet.space)
         self.supernet, self.price, self.services = supernet, cost, services
         self.search = DDPNASearch(
             supernet.space, self.passes, self.update, self.gamma, seed, self.target, cost, self.widths, self.credit,

@@ -26,8 +26,9 @@ import torch
 from torch import nn
 
 from prunet_zoo.cost import Cost
-from prunet_zoo.errors import LatencyError, SpecError
+from prunet_zoo.errors import SpecError
 from prunet_zoo.search.adjust import LOWEST
+from prunet_zoo.search.aim import given_target, pruned_target
 from prunet_zoo.search.strategy import GradSync, PruneEvent, SearchStrategy, Services
 from prunet_zoo.search.threshold import TIE, Thresholds, fit_widths
 from prunet_zoo.search.width_cost import WidthCost
@@ -78,8 +79,7 @@ class PruningAsSearch(SearchStrategy):
         ramp: float = 0.7,
         multiplier: bool = True,
     ) -> None:
-        if target is not None and not (math.isfinite(target) and target > 0):
-            raise LatencyError(f"the target must be a positive number, got {target!r}")
+        self.target = given_target(target)
         for name, value, high in (("pretrain", pretrain, 0.9), ("finetune", finetune, 0.9), ("ramp", ramp, 1.0)):
             if not 0 <= value <= high:
                 raise SpecError(f"PruningAsSearch: {name} must be between 0 and {high}, got {value!r}")
@@ -90,7 +90,6 @@ class PruningAsSearch(SearchStrategy):
             raise SpecError(f"PruningAsSearch: alpha must be 0 or more and lr positive, got {alpha!r} and {lr!r}")
         if pretrain + finetune >= 1:
             raise SpecError(f"PruningAsSearch: pretrain {pretrain} and finetune {finetune} leave no epoch to search in")
-        self.target = math.nan if target is None else float(target)
         self.alpha, self.lr, self.ramp, self.multiplier = alpha, lr, ramp, multiplier
         self.pretrain, self.finetune = pretrain, finetune
         self.step, self.mean_square, self.expected = 0, 0.0, math.nan
@@ -113,14 +112,7 @@ class PruningAsSearch(SearchStrategy):
             )
         self.net, self.cost = supernet, WidthCost(supernet, cost)
         low, high = self.cost.least, self.cost.start
-        if math.isnan(self.target):
-            self.target = min(max(float(f"{low + (high - low) / 3:.2g}"), low), high)
-        if not low <= self.target <= high:
-            side = "below the narrowest network" if self.target < low else "above the start network"
-            raise LatencyError(
-                f"target {self.target:g} {cost.unit} is {side} that pruning can give: choose between {low:.4g} and "
-                f"{high:.4g} {cost.unit}"
-            )
+        self.target = pruned_target(self.target, low, high, cost.unit)
         self.search_from = self.pretrain_epochs = min(epochs - 1, math.ceil(epochs * self.pretrain))
         room = epochs - self.search_from - 1
         tuned = min(room, max(1, round(epochs * self.finetune))) if self.finetune else 0

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunet_zoo.cost import Cost, check_target, default_target
-from prunet_zoo.errors import LatencyError, SpecError
+from prunet_zoo.cost import Cost
+from prunet_zoo.errors import SpecError
 from prunet_zoo.search.adjust import LOWEST, adjust_widths
+from prunet_zoo.search.aim import given_target, space_target
 from prunet_zoo.search.strategy import GradSync, PruneEvent, SearchStrategy, Services
 from prunet_zoo.space import Encoding
 from prunet_zoo.supernet import PrunodeBlock, StochasticLayer, SuperNet, drop_parameters
@@ -53,8 +54,7 @@ class TieredPruning(SearchStrategy):
         settle: float = 0.2,
         active: int | None = None,
     ) -> None:
-        if target is not None and not (math.isfinite(target) and target > 0):
-            raise LatencyError(f"the target must be a positive number, got {target!r}")
+        self.target = given_target(target)
         for name, value, low, high in (
             ("warmup", warmup, 0.0, 0.9),
             ("block_kappa", block_kappa, 0.0, 1.0),
@@ -68,7 +68,6 @@ class TieredPruning(SearchStrategy):
         for name, value in (("lr", lr), ("tau", tau[0]), ("tau", tau[1])):
             if not 0 < value < math.inf:
                 raise SpecError(f"TieredPruning: {name} must be positive, got {value!r}")
-        self.target = math.nan if target is None else float(target)
         self.warmup, self.tau_range, self.lr = warmup, tau, lr
         self.dual_lr, self.damping, self.active = dual_lr, damping, active
         self.block_kappa, self.layer_threshold, self.settle = block_kappa, layer_threshold, settle
@@ -85,9 +84,7 @@ class TieredPruning(SearchStrategy):
     ) -> None:
         """See `SearchStrategy.setup`."""
         supernet.space.require_additive("tiered pruning")
-        if math.isnan(self.target):
-            self.target = default_target(cost, supernet.space)
-        check_target(cost, supernet.space, self.target)
+        self.target = space_target(self.target, cost, supernet.space)
         adjust_widths(supernet.space, cost, supernet.best(), self.target, 0.0)  # fails now rather than at the end
         self.supernet, self.cost, self.epochs = supernet, cost, epochs
         self.fixed = cost.fixed(supernet.space)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from torch import nn
 
-from prunet_zoo.latency import Backend, Effort, Session, Setting, measurement
+from prunet_zoo.latency import Backend, Effort, Session, Setting, build, measurement
+from prunet_zoo.latency.references import References
 from prunet_zoo.space import SearchSpace
+from prunet_zoo.spec import NetSpec
 
 TINY_SPACE = {
     "name": "tiny",
@@ -89,6 +92,13 @@ def space() -> SearchSpace:
 
 
 @pytest.fixture(scope="session")
+def specs(space: SearchSpace) -> list[NetSpec]:
+    """Twenty random networks of the space."""
+    rng = random.Random(3)
+    return [space.decode(space.sample(rng)) for _ in range(20)]
+
+
+@pytest.fixture(scope="session")
 def make_backend():
     return FakeBackend
 
@@ -102,6 +112,14 @@ def effort() -> Effort:
 def no_pauses(monkeypatch) -> None:
     """Measurements that confirm each other are made at once."""
     monkeypatch.setattr(measurement, "APART_SECONDS", 0.0)
+
+
+@pytest.fixture
+def steady(monkeypatch) -> None:
+    """A processor that is always at full speed."""
+    speed = (10.0, 16.0, 200.0)
+    monkeypatch.setattr(References, "__call__", lambda self: self.looks.append(speed) or speed)
+    monkeypatch.setattr(build, "recall", lambda key: speed)
 
 
 @pytest.fixture

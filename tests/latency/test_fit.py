@@ -394,10 +394,8 @@ def test_a_failed_write_leaves_the_old_predictor(tool, log, tmp_path, monkeypatc
     assert {p.suffix for p in tmp_path.iterdir()} <= {".json", ".jsonl", ".lock"}
 
 
-def test_the_shipped_devices_are_what_the_benchmark_fits():
-    spec = importlib.util.spec_from_file_location("published", ROOT / "benchmarks" / "latency_published.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+def test_the_shipped_devices_are_what_the_benchmark_fits(load_benchmark):
+    bench = load_benchmark("latency_published")
     for stack in bench.VARIANTS:
         for model in bench.device_models(stack):
             shipped = Predictor.load(model.name).model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 from pathlib import Path
@@ -12,19 +11,10 @@ import pytest
 from prunet_zoo.latency import Effort, LatencyTable, build_table
 from prunet_zoo.latency.plan import list_templates
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture(scope="module")
-def spaces():
-    return load("latency_spaces")
+def spaces(load_benchmark):
+    return load_benchmark("latency_spaces")
 
 
 def test_thinned_tables_keep_the_ends_and_predict_an_additive_cost(spaces, space, make_backend, effort, table_file):
@@ -52,7 +42,7 @@ def test_networks_are_drawn_that_the_table_was_not_corrected_on(spaces, space, m
     assert len(drawn["sizes"]) >= 16 and len(drawn["uniform"]) == 10
 
 
-def test_the_condensed_figures_have_the_promised_form():
+def test_the_condensed_figures_have_the_promised_form(load_benchmark):
     row = {"within5": 1.0, "within10": 1.0, "tau": 0.99, "n": 50, "mean_abs": 0.01, "worst": 0.03}
     kind = {"shipped": row, "quarter_to_full": 1.1}
     backend = {"sizes": kind, "uniform": kind, "repeat": {"mean_abs": 0.01}, "device": "a CPU"}
@@ -62,7 +52,7 @@ def test_the_condensed_figures_have_the_promised_form():
         "targets": {"targets": [{"target_ms": 1.0, "measured_ms": 0.98}]},
         "repeat": {"n": 40, "marked": 0.5, "unmarked_within2": 0.96, "rows": [1, 2]},
     }
-    figures = load("latency_accuracy").condense(found)
+    figures = load_benchmark("latency_accuracy").condense(found)
     assert figures["spaces"]["prunet_gpu"]["torch"]["within5"] == 1.0
     assert figures["spaces"]["prunet_gpu"]["torch"]["uniform"]["tau"] == 0.99
     assert figures["published"]["v100"]["worst"] == 0.1
@@ -71,8 +61,8 @@ def test_the_condensed_figures_have_the_promised_form():
     json.dumps(figures)
 
 
-def test_a_part_is_run_again_for_another_command(monkeypatch, tmp_path):
-    accuracy = load("latency_accuracy")
+def test_a_part_is_run_again_for_another_command(load_benchmark, monkeypatch, tmp_path):
+    accuracy = load_benchmark("latency_accuracy")
     ran = []
 
     class Done:

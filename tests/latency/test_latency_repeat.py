@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -15,11 +14,8 @@ FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "latency_repeat.py"
 
 
 @pytest.fixture(scope="module")
-def repeat():
-    spec = importlib.util.spec_from_file_location("latency_repeat", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def repeat(load_benchmark):
+    return load_benchmark("latency_repeat")
 
 
 def record(ms, *reasons):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,17 +14,10 @@ from prunet_zoo.errors import PrunetError
 from prunet_zoo.mm import ops
 from prunet_zoo.mm.compat import SubstituteExt
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "mmcv_ops_parity.py"
-
 
 @pytest.fixture(scope="module")
-def parity() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mmcv_ops_parity", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mmcv_ops_parity"] = module
-    spec.loader.exec_module(module)
-    return module
+def parity(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("mmcv_ops_parity")
 
 
 def first(parity: ModuleType, operator: str) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,18 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "archtree_beam.py"
-
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(FILE.parent))  # it imports its neighbours
-    spec = importlib.util.spec_from_file_location("archtree_beam", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(FILE.parent))
+def bench(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("archtree_beam")
 
 
 @pytest.fixture

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from prunet_zoo.errors import CheckpointError, SpecError, TrainingError, Unknown
 from prunet_zoo.supernet.window import WidthWindow, nearest_index
 
 RULES = ("averaged", "ema")
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "prunode_convergence.py"
 
 grids = st.lists(st.integers(1, 2000), min_size=1, max_size=70, unique=True).map(sorted)
 steps = st.tuples(st.floats(0, 1), st.one_of(st.none(), st.floats(-1e6, 1e6)))
@@ -186,13 +184,9 @@ def test_foreign_state() -> None:
         window.load_state_dict(state)
 
 
-def test_regret_of_the_benchmark() -> None:
+def test_regret_of_the_benchmark(load_benchmark: Callable[[str], ModuleType]) -> None:
     """150 problems: below 0.2%, 0.6% and 3% for noise 0, 0.1 and 0.5, and below the plain rule in the same run."""
-    spec = importlib.util.spec_from_file_location("prunode_convergence", BENCHMARK)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    rows = module.run(150, seed=3, quick=True)
+    rows = load_benchmark("prunode_convergence").run(150, seed=3, quick=True)
     regret = {(r["rule"], r["noise"]): r["regret_mean"] for r in rows}
     for noise, limit in ((0.0, 0.002), (0.1, 0.006), (0.5, 0.03)):
         assert regret["averaged", noise] < limit
