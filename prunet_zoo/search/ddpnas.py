@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from prunet_zoo.cost import Cost
 from prunet_zoo.errors import LatencyError, SpecError, TrainingError
+from prunet_zoo.jsonfile import stable_hash
 from prunet_zoo.search.ddpnas_choices import choice_costs, space_choices
 from prunet_zoo.search.ddpnas_credit import Evaluation, main_effects, mean_softmax
 from prunet_zoo.search.ddpnas_draws import SAFE, Draws, Picks, cheapest_or_best
@@ -123,6 +124,7 @@ class DDPNASearch:
         self.first = self.count = max(len(layer) for layer in self.survivors)  # k, counting down
         self._plan: list[list[Picks]] = []  # the phase's passes
         self._at = 0  # sub-networks of the phase that were evaluated
+        self._asked = False  # whether one was given out that is to be told of
         self._start_phase()
 
     @property
@@ -140,6 +142,10 @@ class DDPNASearch:
         `tell`, it is the same."""
         if self.done:
             raise TrainingError("DDPNAS has ended: one choice is left in every layer; take best()")
+        self._asked = True
+        return self._next()
+
+    def _next(self) -> Picks:
         return self._plan[self._at // self.count][self._at % self.count]
 
     def tell(self, accuracy: float) -> list[Removal]:
@@ -151,9 +157,11 @@ class DDPNASearch:
         accuracy = float(accuracy)  # NumPy's and torch's numbers are no JSON
         if not 0.0 <= accuracy <= 1.0:
             raise TrainingError(f"DDPNAS needs an accuracy as a fraction from 0 to 1, got {accuracy!r}")
-        picks = self.ask()
+        if not self._asked:
+            raise TrainingError("DDPNAS was told an accuracy that it did not ask for: call ask() once for each tell()")
+        self._asked = False
         self.evaluated.append(
-            Evaluation((self.first - self.count) * self.passes + self._at // self.count, picks, accuracy)
+            Evaluation((self.first - self.count) * self.passes + self._at // self.count, self._next(), accuracy)
         )
         self._at += 1
         return self._end_phase() if self._at == self.passes * self.count else []
@@ -212,6 +220,7 @@ class DDPNASearch:
             "removed": [asdict(r) for r in self.removed],
             "evaluated": [[e.turn, list(e.picks), e.accuracy] for e in self.evaluated],
             "at": self._at,
+            "asked": self._asked,
             "plan": [[list(picks) for picks in one] for one in self._plan],
             "owed": self.draws.owed,
             "count": self.count,
@@ -234,15 +243,17 @@ class DDPNASearch:
         self.velocity = [list(layer) for layer in state["velocity"]]
         self.removed = [Removal(**r) for r in state["removed"]]
         self.evaluated = [Evaluation(turn, tuple(picks), accuracy) for turn, picks, accuracy in state["evaluated"]]
-        self._at = state["at"]
+        self._at, self._asked = state["at"], state["asked"]
         self._plan = [[tuple(picks) for picks in one] for one in state["plan"]]
         self.draws.owed = [list(layer) for layer in state["owed"]]
         self.count = state["count"]
 
     def _settings(self) -> dict[str, Any]:
         """What decides how a search goes on."""
-        names = ("passes", "update", "credit", "gamma", "seed", "budget")
-        return {name: getattr(self, name) for name in names}
+        names = ("passes", "update", "credit", "gamma", "seed", "budget", "lowest")
+        space = None if self.space is None else self.space.hash
+        among = [space, [[_label(choice) for choice in layer] for layer in self.choices], self.costs, self.fixed]
+        return {**{name: getattr(self, name) for name in names}, "choices": stable_hash(among)}
 
     def _start_phase(self) -> None:
         """Draw all sub-networks of the phase: they do not depend on what they will be found to be worth."""
@@ -314,6 +325,11 @@ class DDPNASearch:
         least = self.fixed + sum(min(layer) for layer in self.costs)
         if not math.isfinite(self.budget) or least > self.budget:
             raise LatencyError(f"DDPNAS: the cheapest network costs {least:.4g}, the budget is {self.budget:.4g}")
+
+
+def _label(choice: Any) -> str:
+    """What tells a choice from others in another process too; of an object that is no plain data, its class."""
+    return repr(choice) if isinstance(choice, str | int | float | tuple | None) else type(choice).__qualname__
 
 
 def check_settings(passes: int, update: str, gamma: float, widths: int, credit: str = "adjusted") -> None:

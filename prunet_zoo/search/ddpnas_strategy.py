@@ -104,10 +104,13 @@ class DDPNAS(SearchStrategy):
                 f"choices in a layer), for one step each at least, but {epochs} epochs have {self.steps} steps; train "
                 f"{needed} epochs (as published: {self.search.total}), or lower passes or widths"
             )
-        services.tell(
-            f"DDPNAS: {self.search.total} sub-networks, {self.steps / self.search.total:.1f} steps each "
-            f"(as published: an epoch, here {steps_per_epoch} steps)"
-        )
+        if self.search.done:
+            services.tell("DDPNAS: the target leaves one choice in every layer; this network is trained alone")
+        else:
+            services.tell(
+                f"DDPNAS: {self.search.total} sub-networks, {self.steps / self.search.total:.1f} steps each "
+                f"(as published: an epoch, here {steps_per_epoch} steps)"
+            )
         if self.steps < _FEW * self.search.total:
             services.tell(
                 f"DDPNAS: fewer than {_FEW} steps each tell sub-networks badly apart; train "
@@ -137,7 +140,7 @@ class DDPNAS(SearchStrategy):
 
     def _end(self, index: int) -> int:
         """Steps after the warm-up that are done when the ``index``-th sub-network is."""
-        return (index + 1) * self.steps // self.search.total
+        return (index + 1) * self.steps // max(1, self.search.total)
 
     def _execute(self, encoding: Encoding, before: int) -> None:
         """``before``: steps that the sub-network has been trained for in this turn."""

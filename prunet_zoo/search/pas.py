@@ -5,7 +5,8 @@ forward pass 1[w > ½], in the backward pass straight through; the loss ``CE + �
 cost of the masked network as a function of its binary masks; two phases, the search from trained weights and then the
 fine-tuning of the weights with the masks frozen; the physical removal of the channels.
 
-Two modes. ``multiplier=False`` is the published loss. The default is ours: the loss is the CE alone, and after every
+Two modes. ``multiplier=False`` is the published loss; its M comes near M*, and is brought onto it in the last tenth of
+the search as below (ours). The default is ours: the loss is the CE alone, and after every
 step the masks move along the direction of the cost just so far that M = M* (an exact line search on the multiplier of
 the constraint M ≤ M*). The published term has no place there: M is never above M*, so its gradient would only turn
 channels on.
@@ -41,6 +42,7 @@ _REFRESH = 16  # steps between two looks at the slopes of the cost
 _TOLERANCE = 0.005  # M may be so far beneath M*, relative, before the multiplier moves
 _ROUNDINGS = 3  # weights are float32: two channels that are nearly equal may go together
 _POWER = 0.5  # 1: the price of a channel's cost alone, which makes bottlenecks of dear layers; 0: all layers alike
+_SETTLE = 0.1  # of the search's steps, the last ones, in which the published loss has the thresholds held as well
 _FLAT = 0.05  # slopes count as at least this share of their mean where thresholds move: all channels cost something
 
 
@@ -59,8 +61,8 @@ class PruningAsSearch(SearchStrategy):
         ramp: share of the search after which M* has come down from the start network's cost to T, on a straight line;
             0: it is T from the start, as published.
         multiplier: after every step move all thresholds by a common shift, in proportion to the root of what a channel
-            of the group costs, so that M is just beneath M*; the loss is the CE alone. False: the published loss, which
-            comes near M*; the widths at the end are in (0.97 T, T] all the same.
+            of the group costs, so that M is just beneath M*; the loss is the CE alone. False: the published loss; they
+            are moved so in the last tenth of the search alone.
 
     Raises:
         LatencyError: the target is no positive number.
@@ -160,9 +162,11 @@ class PruningAsSearch(SearchStrategy):
 
     def penalty(self) -> torch.Tensor | None:
         """Of the published loss, while the masks learn: ``α·((M − M*) / M_start)²``, exact at the present widths,
-        straight through to the weights of the masks along the slopes of the cost. With the multiplier None."""
-        if self.multiplier or not self.searching:
+        straight through to the weights of the masks along the slopes of the cost; else 0. With the multiplier None."""
+        if self.multiplier:
             return None
+        if not self.searching:
+            return torch.zeros(())
         counts = torch.stack([mask.binary().sum() for mask in self.net.masks()])
         slopes = torch.as_tensor(self.slopes, dtype=counts.dtype, device=counts.device)
         off = (self.expected - self.goal()) + (slopes * (counts - counts.detach())).sum()
@@ -177,7 +181,7 @@ class PruningAsSearch(SearchStrategy):
             self.step += 1
             if self.step % _REFRESH == 0:
                 self.slopes = self.cost.slopes(self.net.widths())
-            if self.multiplier:
+            if self.multiplier or self.step > (1 - _SETTLE) * self.steps:
                 self._hold(weights)
             self.expected = self.cost(self.net.widths())
         for weight in weights:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from prunet_zoo.errors import LatencyError, PrunetError, SpecError, TrainingError
 from prunet_zoo.search import MacsCost
-from prunet_zoo.search.ddpnas import DDPNASearch
+from prunet_zoo.search.ddpnas import DDPNASearch, Removal
 from prunet_zoo.search.ddpnas_choices import evenly, space_choices
 from prunet_zoo.search.ddpnas_credit import Evaluation, main_effects, mean_softmax
 from prunet_zoo.space import SearchSpace
@@ -51,6 +52,12 @@ def accuracy(picks: Sequence[int]) -> float:
     return (80 + float(EFFECTS[range(4), list(picks)].sum())) / 100
 
 
+def tell(search: DDPNASearch, accuracy: Any) -> list[Removal]:
+    """Ask, and tell what it is asked for."""
+    search.ask()
+    return search.tell(accuracy)
+
+
 def searched(cls: type[DDPNASearch] = DDPNASearch, passes: int = 20, seed: int = 0, **options) -> DDPNASearch:
     search = cls([range(3)] * 4, passes=passes, seed=seed, **options)
     search.run(accuracy)
@@ -74,7 +81,7 @@ def test_layers_of_any_sizes_end_together_and_lose_one_at_a_time(sizes, passes, 
     while not search.done:
         k = max(map(len, search.survivors))
         for _ in range(passes * k):
-            gone = search.tell(rng.random())
+            gone = tell(search, rng.random())
         assert Counter(r.layer for r in gone) == {
             i: 1 for i, n in enumerate(sizes) if n - sum(r.layer == i for r in search.removed[: -len(gone)]) == k
         }
@@ -102,6 +109,7 @@ class OtherSample(DDPNASearch):
     """What is credited is another sub-network of the pass than the one that was trained."""
 
     def ask(self) -> tuple[int, ...]:
+        super().ask()
         one = self._plan[self._at // self.count]
         if sys._getframe(1).f_code.co_name == "run":  # who trains and validates
             return one[(self._at + 1) % self.count]
@@ -128,6 +136,20 @@ def test_error_in_percent_prefers_the_worst():
 def test_an_accuracy_that_is_no_fraction_is_refused(value):
     with pytest.raises(TrainingError, match="fraction"):
         DDPNASearch([range(2)]).tell(value)
+
+
+def test_an_accuracy_that_was_not_asked_for_is_refused():
+    search = DDPNASearch([range(3)] * 4)
+    with pytest.raises(TrainingError, match=r"call ask\(\) once for each tell\(\)"):
+        search.tell(0.9)
+    tell(search, 0.9)
+    with pytest.raises(TrainingError, match="did not ask for"):
+        search.tell(0.8)
+    assert len(search.evaluated) == 1
+    search.ask()
+    other = DDPNASearch([range(3)] * 4)
+    other.load_state_dict(json.loads(json.dumps(search.state_dict())))
+    other.tell(0.7)
 
 
 def test_softmax_takes_points():
@@ -252,10 +274,10 @@ def test_goes_on_exactly_from_plain_json(stop, budget):
     told = [rng.random() for _ in range(50)]
     whole = fresh()
     for value in told[: whole.total]:
-        whole.tell(value)
+        tell(whole, value)
     first = fresh()
     for value in told[:stop]:
-        first.tell(value)
+        tell(first, value)
     second = fresh()
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for value in told[stop : whole.total]:
@@ -280,6 +302,17 @@ def test_state_of_a_search_with_other_settings_is_refused(options):
     name = next(iter(options))
     with pytest.raises(TrainingError, match=rf"another search \({name} .*, here {options[name]}\)"):
         DDPNASearch([range(3)] * 4, **{**known, **options}).load_state_dict(state)
+
+
+def test_state_of_a_search_over_other_choices_of_as_many_is_refused():
+    known = {"budget": 45.0, "cost": [[1.0, 2.0, 3.0]] * 4}
+    state = DDPNASearch([["a", "b", "c"]] * 4, **known).state_dict()
+    DDPNASearch([["a", "b", "c"]] * 4, **known).load_state_dict(state)
+    for choices, options in ((["x", "y", "z"], known), (["a", "b", "c"], {**known, "cost": [[30.0, 20.0, 10.0]] * 4})):
+        with pytest.raises(TrainingError, match="another search"):
+            DDPNASearch([choices] * 4, **options).load_state_dict(state)
+    with pytest.raises(TrainingError, match="lowest"):
+        DDPNASearch([["a", "b", "c"]] * 4, **known, lowest=40.0).load_state_dict(state)
 
 
 def test_choices_of_a_space_are_candidates_on_a_coarse_grid_and_skip():
@@ -357,7 +390,7 @@ def test_a_cost_of_the_wrong_kind_is_named():
 @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.array(0.5)])
 def test_accuracies_of_other_types_are_stored_as_plain_numbers(number):
     search = DDPNASearch([range(2)] * 2)
-    search.tell(number)
+    tell(search, number)
     assert json.loads(json.dumps(search.state_dict()))["evaluated"][0][2] == 0.5
 
 

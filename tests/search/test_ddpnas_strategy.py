@@ -250,6 +250,14 @@ def test_steps_are_shared_out_evenly_and_an_epoch_is_a_turn_where_there_are_enou
         assert {b - a for a, b in pairwise(ends)} == expected
 
 
+def test_a_target_that_leaves_one_network_trains_that():
+    target = LOW * 1.0001
+    strategy, net, optimizer = fresh(target, epochs=2)
+    assert strategy.search.done and strategy.search.total == 0
+    run(strategy, net, optimizer, range(2 * STEPS))
+    assert space_cost(COST, SPACE, strategy.finish()) <= target and executed(net) == strategy.finish()
+
+
 def test_too_few_epochs_names_how_many_are_needed():
     with pytest.raises(TrainingError, match=r"18 sub-networks here .* 1 epochs have 10 steps; train 2 epochs \(as pub"):
         fresh(epochs=1)

@@ -176,12 +176,14 @@ def test_the_macs_of_the_masked_network_are_within_two_percent_of_the_target_whe
 
 @pytest.mark.parametrize("share", [0.35, 0.5, 0.8])
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-def test_the_published_loss_alone_comes_near_the_target_and_the_end_is_on_it(space, share):
+def test_the_published_loss_comes_near_the_target_and_settles_on_it(space, share):
     options = {"epochs": 16, "finetune": 0.0, "ramp": 0.0, "multiplier": False, "steps": 16}
     strategy, net, optimizer = fresh(share, space, **options)
     assert strategy.alpha == 20.0
-    run(strategy, net, optimizer, range(16), steps=16)
+    run(strategy, net, optimizer, range(14), steps=16)
     assert MacsCost()(net.at(net.widths())) == pytest.approx(strategy.target, rel=0.25)
+    run(strategy, net, optimizer, range(14, 16), steps=16)
+    assert 0.98 * strategy.target < MacsCost()(net.at(net.widths())) <= strategy.target
     assert 0.97 * strategy.target < space_cost(MacsCost(), space, strategy.finish()) <= strategy.target
 
 
