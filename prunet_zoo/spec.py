@@ -230,7 +230,8 @@ class NetSpec(Frozen):
         if "shapes" in data and "stages" not in data:
             return (
                 "is that of a network with channels taken out (PrunedSpec), not of a network of blocks: it is for "
-                "tools/latency.py measure, tools/export.py and prunet_zoo.models.load_pruned"
+                "tools/train.py --arch (classifiers and detectors), tools/latency.py measure, tools/export.py and "
+                "prunet_zoo.models.load_pruned"
             )
         return None
 

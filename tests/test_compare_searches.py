@@ -37,13 +37,14 @@ def report(method: str = "TieredPruning", seed: int = 0, ms: float | None = 0.07
     }  # fmt: skip
 
 
-def write(folder: Path, content: dict[str, Any] | str) -> Path:
-    """A finished search's folder."""
+def write(folder: Path, content: dict[str, Any] | str, **config: Any) -> Path:
+    """A finished search's folder; ``config``: settings of its strategy."""
     folder.mkdir(parents=True)
     (folder / "report.json").write_text(content if isinstance(content, str) else json.dumps(content))
     (folder / "spec.json").write_text("{}")
     (folder / "report.html").write_text("<p>")
-    (folder / "config_fingerprint.json").write_text(json.dumps({"train_cfg.strategy.type": "TieredPruning"}))
+    flat = {f"train_cfg.strategy.{key}": value for key, value in {"type": "TieredPruning", **config}.items()}
+    (folder / "config_fingerprint.json").write_text(json.dumps(flat))
     return folder
 
 
@@ -122,6 +123,18 @@ def test_folders_that_are_no_search_are_named(tmp_path: Path):
         read_searches([tmp_path / "latency"])
 
 
+def test_a_folder_without_a_search_is_named_and_the_others_are_compared(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    refused = tmp_path / "refused"  # at its target, before the first step
+    (refused / "20260101_000000").mkdir(parents=True)
+    arguments = [str(write(tmp_path / "a", report())), str(refused), "--out", str(tmp_path / "out")]
+    assert tool.main(arguments) == 0
+    shown = capsys.readouterr()
+    assert f"no search in it, left out: {refused}\n" in shown.err and "1 searches" in shown.out
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["unfinished"][0]["folder"] == str(refused)
+
+
 def test_devices_units_and_data_get_panels_of_their_own(tmp_path: Path):
     other = report(measured={**report()["measured"], "device": "CPU B"})
     macs = report(ms=None, unit="MMACs", target=5.0, cost={})
@@ -153,11 +166,62 @@ def test_seeds_of_a_setting_stand_together(tmp_path: Path):
     assert panel.to_dict()["pareto"] == [0]  # dearer and less accurate than the mean of the others
 
 
-def found(cost: float, top1: float | None) -> Found:
+def test_only_searches_that_differ_in_nothing_but_the_seed_are_averaged(tmp_path: Path):
+    for seed, beam in ((0, 1), (1, 1), (0, 4), (1, 4)):
+        name = tmp_path / f"{beam}{seed}"
+        write(name, report("Archtree", seed, top1_inherited=80.0 + beam + seed), beam=beam, target=seed, credit="x")
+        path = name / "config_fingerprint.json"
+        flat = json.loads(path.read_text())
+        path.write_text(json.dumps({**flat, "randomness.seed": seed, "train_cfg.name": f"net-{seed}"}))
+    write(tmp_path / "more", report("Archtree"), beam=4)  # credit is left at its default
+    (panel,) = compare(read_searches([tmp_path])[0])
+    assert [(s.label, s.top1, len(s.found)) for s in panel.settings] == [
+        ("beam=1, credit=x", 81.5, 2),
+        ("beam=4, credit=x", 84.5, 2),
+        ("beam=4, credit not set", 90.0, 1),
+    ]
+    assert panel.settings[0].to_dict()["differs"] == {"train_cfg.strategy.beam": 1, "train_cfg.strategy.credit": "x"}
+    page = render(tmp_path, [panel], None, [])
+    assert "archtree (beam=4, credit=x)" in page and "differ in more than the seed" in page
+    figure = draw_comparison([panel])
+    assert figure is not None
+    assert "archtree (beam=4, credit not set)" in {text.get_text() for text in figure.axes[0].texts}
+
+
+def test_the_report_knows_its_settings_and_what_is_not_known_is_not_averaged(tmp_path: Path):
+    config = {"train_cfg.max_epochs": 16, "param_scheduler.T_max": 16}
+    longer = {"train_cfg.max_epochs": 32, "param_scheduler.T_max": 32}
+    for i, more in enumerate(({"config": config}, {"config": config, "verify": 1}, {"config": longer}, {}, {})):
+        (write(tmp_path / str(i), report(seed=i, **more)) / "config_fingerprint.json").unlink()  # results were copied
+    (panel,) = compare(read_searches([tmp_path])[0])
+    unknown = "settings not known"
+    assert [s.label for s in panel.settings] == [
+        "max_epochs=16, verify not set, …", "max_epochs=16, verify=1, …", "max_epochs=32, verify not set, …",
+        unknown, unknown,
+    ]  # fmt: skip
+    assert panel.settings[2].to_dict()["differs"]["param_scheduler.T_max"] == 32
+
+
+def test_a_seed_counts_once(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name, seed, top1 in (("a", 0, 90.0), ("b", 1, 92.0), ("c", 0, 70.0)):
+        write(tmp_path / "runs" / name, report(seed=seed, top1_inherited=top1))
+    for name in ("d", "e"):
+        write(tmp_path / "runs" / name, report("Archtree", seed=None))  # nobody knows whether it is the same
+    out = tmp_path / "out"
+    assert tool.main([str(tmp_path / "runs"), "--out", str(out)]) == 0
+    runs, shown = tmp_path / "runs", capsys.readouterr()
+    assert f"seed 0 again, not counted: {runs / 'c'}; {runs / 'a'} counts" in shown.err and "4 searches" in shown.out
+    first, second = json.loads((out / "report.json").read_text())["panels"][0]["settings"]
+    assert (first["seeds"], first["top1"], first["repeated"]) == ([0, 1], 91.0, [str(runs / "c")])
+    assert second["seeds"] == [None, None] and second["repeated"] == []
+    assert "The same seed again, not counted" in (out / "report.html").read_text()
+
+
+def found(cost: float, top1: float | None, seed: int = 0) -> Found:
     return Found(
-        folder="", name="", method="tiered", space="s", data=None, seed=0, unit="ms", target=cost, cost=cost, low=cost,
-        high=cost, kind="measured", setting=(), status="measured", disturbed=False, top1=top1, macs=1, params=1,
-        seconds=1.0, peak_mb=None,
+        folder="", name="", method="tiered", space="s", data=None, seed=seed, unit="ms", target=cost, cost=cost,
+        low=cost, high=cost, kind="measured", setting=(), status="measured", disturbed=False, top1=top1, macs=1,
+        params=1, seconds=1.0, peak_mb=None,
     )  # fmt: skip
 
 
@@ -166,7 +230,7 @@ POINTS = st.lists(st.tuples(st.integers(1, 6), st.one_of(st.none(), st.integers(
 
 @given(POINTS)
 def test_the_pareto_line_holds_what_nothing_beats(points: list[tuple[int, int | None]]):
-    (panel,) = compare([found(float(cost), top1 and float(top1)) for cost, top1 in points])
+    (panel,) = compare([found(float(cost), top1 and float(top1), seed) for seed, (cost, top1) in enumerate(points)])
     line = pareto_line(panel.settings)
     assert [s.cost for s in line] == sorted(s.cost for s in line)
     for s in panel.settings:
@@ -203,7 +267,7 @@ def test_the_tool_writes_a_page_that_stands_alone(
     assert f"not finished, left out: {runs / 'tree'} (archtree)" in shown.err
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 1 and "<script" not in page and "http" not in page
-    assert "../runs/tiered0/report.html" in page and "tries used up" in page and "Not finished" in page
+    assert "../runs/tiered0/report.html" in page and "tries used up" in page and "not finished" in page
     assert (out / "accuracy_latency.png").read_bytes().startswith(b"\x89PNG")
     data = json.loads((out / "report.json").read_text())
     assert [row["method"] for row in data["searches"]] == ["tiered", "tiered", "ddpnas", "pas"]

@@ -2,8 +2,9 @@
 
     python tools/report.py DIR... [--out DIR]
 
-A DIR is a work directory of tools/search.py, or a folder with several of them in it. Searches that are not finished are
-named and left out. Latencies of different devices, units or ways of running get a picture each, not one axis.
+A DIR is a work directory of tools/search.py, or a folder with several of them in it. Searches that are not finished and
+folders without one are named and left out. Searches that differ in nothing but the seed are averaged. Latencies of
+different devices, units or ways of running get a picture each, not one axis.
 """
 
 from __future__ import annotations
@@ -34,13 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_out(args.out)
     found, unfinished = read_searches(args.folders)
     for search in unfinished:
-        print(f"not finished, left out: {search.folder} ({search.method or 'method not known'})", file=sys.stderr)
+        method = f" ({search.method})" if search.method else ""
+        print(f"{search.why}, left out: {search.folder}{method}", file=sys.stderr)
     if not found:
         raise DataError("none of these searches is finished; go on with tools/search.py CONFIG --work-dir DIR --resume")
     panels = write_comparison(args.out, found, unfinished)
+    settings = [setting for panel in panels for setting in panel.settings]
+    for setting in settings:
+        for again in setting.repeated:
+            first = next(f for f in setting.found if f.seed == again.seed)
+            print(f"seed {again.seed} again, not counted: {again.folder}; {first.folder} counts", file=sys.stderr)
     wide = None if sys.stdout.isatty() else PIPE_WIDTH  # a pipe has no width: rich would take 80 and fold every cell
     Console(width=wide).print(terminal_table(panels))
-    print(f"{len(found)} searches; see {args.out / PAGE}")
+    print(f"{sum(len(setting.found) for setting in settings)} searches; see {args.out / PAGE}")
     return 0
 
 

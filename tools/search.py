@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-root", metavar="D", help=root)
     args = parser.parse_args(argv)
     cfg = config_from_args(args)
-    set_data_root(cfg, args.data_root)
     set_target(cfg, args.target_ms, args.table, args.verify, args.device)
+    set_data_root(cfg, args.data_root)
     report = search(cfg)
     if report:
         print(f"{summary(report)}; see {cfg.work_dir}/report.html")

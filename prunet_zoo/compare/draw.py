@@ -136,8 +136,8 @@ def _label(ax: Axes, panel: Panel, looks: dict[str, tuple[str, str]]) -> None:
 
 
 def _name(setting: Setting, panel: Panel) -> str:
-    """Method, and of space and target what is not the same in the whole panel."""
-    parts = [setting.method]
+    """Method, its settings where there are several, and of space and target what is not the same in the panel."""
+    parts = [setting.method, *([f"({setting.label})"] if setting.label else [])]
     if len({s.space for s in panel.settings}) > 1:
         parts.append(setting.space)
     if len({s.target for s in panel.settings}) > 1:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from prunet_zoo.compare.draw import draw_comparison
 from prunet_zoo.compare.reports import Found, Unfinished
-from prunet_zoo.compare.rows import Panel, compare
+from prunet_zoo.compare.rows import Panel, Setting, compare
 from prunet_zoo.files import write_atomic, write_json
 from prunet_zoo.page import figure_png, html_page, html_picture, html_table
 
@@ -25,15 +25,15 @@ HEAD = (
 _DASH = "–"
 
 
-def cells(found: Found) -> list[str]:
-    """One search as a row under `HEAD`."""
+def cells(found: Found, label: str = "") -> list[str]:
+    """One search as a row under `HEAD`; ``label``: what tells its settings from others of the method."""
     told = dict(found.setting)
     device = ", ".join(str(told[key]) for key in ("device", "backend") if key in told) or "none"
     threads = f", {told['threads']} thr." if "threads" in told else ""
     missed = " (missed)" if found.status.startswith("missed") else ""
     noise = " (disturbed)" if found.disturbed else ""
     return [
-        found.method,
+        f"{found.method} ({label})" if label else found.method,
         found.space,
         device + threads,
         _DASH if found.seed is None else str(found.seed),
@@ -57,7 +57,7 @@ def terminal_table(panels: Sequence[Panel]) -> Table:
     for panel in panels:
         for setting in panel.settings:
             for found in setting.found:
-                table.add_row(*map(escape, cells(found)))
+                table.add_row(*map(escape, cells(found, setting.label)))
         table.add_section()
     return table
 
@@ -91,24 +91,38 @@ def render(out: Path, panels: Sequence[Panel], png: bytes | None, unfinished: Se
     )
     for panel in panels:
         found = [f for s in panel.settings for f in s.found]
-        parts += [f"<h2>{html.escape(panel.title)}</h2>", html_table(list(HEAD), [cells(f) for f in found])]
-        several = [s.to_dict() for s in panel.settings if len(s.found) > 1]
+        rows = [cells(f, s.label) for s in panel.settings for f in s.found]
+        parts += [f"<h2>{html.escape(panel.title)}</h2>", html_table(list(HEAD), rows)]
+        several = [s for s in panel.settings if len(s.found) > 1]
         if several:
             parts.append(html_table(*_means(several, panel.unit)))
+        told = [
+            [f"{s.method} ({s.label})", s.space, f"{s.target:.4g}", ", ".join(f"{k}: {v}" for k, v in s.differs)]
+            for s in panel.settings
+            if s.differs
+        ]
+        if told:
+            head = ["method", "space", "target", "what differs"]
+            parts.append("<h3>Settings that differ in more than the seed</h3>" + html_table(head, told))
+        again = [[f.folder, s.method, str(f.seed)] for s in panel.settings for f in s.repeated]
+        if again:
+            head = ["search", "method", "seed"]
+            parts.append("<h3>The same seed again, not counted</h3>" + html_table(head, again))
         missed = [[f.folder, f.status] for f in found if f.status.startswith("missed")]
         if missed:
             parts.append("<h3>Targets that were missed</h3>" + html_table(["search", "status"], missed))
         parts.append(_links(out, found))
     if unfinished:
-        rows = [[u.folder, u.method or _DASH] for u in unfinished]
-        parts.append("<h2>Not finished, left out</h2>" + html_table(["search", "method"], rows))
+        rows = [[u.folder, u.method or _DASH, u.why] for u in unfinished]
+        parts.append("<h2>Left out</h2>" + html_table(["folder", "method", "why"], rows))
     return html_page("Searches compared", "".join(parts))
 
 
-def _means(settings: list[dict[str, Any]], unit: str) -> tuple[list[str], list[list[Any]]]:
+def _means(settings: Sequence[Setting], unit: str) -> tuple[list[str], list[list[Any]]]:
     head = ["method", "space", "target", "seeds", f"{unit}: mean (range)", "top-1: mean (range)", "deviation"]
     rows = []
-    for s in settings:
+    for setting in settings:
+        s = setting.to_dict()
         low, high = s["cost_range"]
         top1 = _DASH
         if s["top1"] is not None:
@@ -116,7 +130,8 @@ def _means(settings: list[dict[str, Any]], unit: str) -> tuple[list[str], list[l
         spread = s["top1_deviation"]
         cost = f"{s['cost']:.4g} ({low:.4g} to {high:.4g})"
         shown = _DASH if spread is None else f"{spread:.2f}"
-        rows.append([s["method"], s["space"], f"{s['target']:.4g}", len(s["seeds"]), cost, top1, shown])
+        method = f"{setting.method} ({setting.label})" if setting.label else setting.method
+        rows.append([method, s["space"], f"{s['target']:.4g}", len(s["seeds"]), cost, top1, shown])
     return head, rows
 
 

@@ -10,17 +10,20 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prunet_zoo.errors import DataError, describe_fields
+from prunet_zoo.errors import DataError, describe_fields, few
 
 REPORT, SPEC = "report.json", "spec.json"
 FINGERPRINT = "config_fingerprint.json"  # of a run's config; it stands in the folder from the first step on
 # what has to be the same where latencies are drawn into one axis
 SETTING = ("device", "backend", "dtype", "batch", "threads", "accelerator", "memory_format")
+# of a config: the seed; what is compared by the report's own word; the network's name
+_NO_SETTING = {"randomness.seed", "train_cfg.name", "train_cfg.strategy.target", "train_cfg.strategy.type"}
 METHODS = {"TieredPruning": "tiered", "DDPNAS": "ddpnas", "PruningAsSearch": "pas", "Archtree": "archtree"}
 
 
 class _Space(BaseModel):
     name: str
+    hash: str | None = None
 
 
 class _Record(BaseModel):
@@ -55,6 +58,8 @@ class _Report(BaseModel):
     data: str | None = None
     epochs: int | None = None
     decided_epoch: int | None = None
+    verify: int | None = None
+    config: dict[str, bool | int | float | str | None] | None = None
     history: list[dict[str, Any]] = Field(default_factory=list)
 
 
@@ -74,6 +79,7 @@ class Found:
         seconds: of the search, with what it explored and measured.
         peak_mb: peak memory; None: not known.
         tuned: epochs that the search trained after the decision; None: not known.
+        config: the settings it was run with, but for the seed and where files lie; None: not known.
     """
 
     folder: str
@@ -97,53 +103,65 @@ class Found:
     seconds: float
     peak_mb: float | None
     tuned: int | None = None
+    config: tuple[tuple[str, Any], ...] | None = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return {**asdict(self), "setting": dict(self.setting)}
+        """Plain JSON data, without ``config``."""
+        data = {**asdict(self), "setting": dict(self.setting)}
+        del data["config"]
+        return data
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A folder of a search that has no result yet."""
+    """A folder that has no result of a search, and why: the search is not finished, or there is none."""
 
     folder: str
     method: str | None
+    why: str = "not finished"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         return asdict(self)
 
 
-def find_searches(folders: Sequence[str | Path]) -> list[Path]:
+def find_searches(folders: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """The folders of searches: each of ``folders`` itself, or, where it is none, those that lie right in it.
 
+    Returns:
+        The searches, and those of ``folders`` that are no search and hold none (a run that was refused at its start).
+
     Raises:
-        DataError: a folder does not exist, or is no search and holds none.
+        DataError: a folder does not exist, or there is no search at all.
     """
     found: dict[Path, None] = {}
+    none: dict[Path, None] = {}
     for given in map(Path, folders):
         if not given.is_dir():
             raise DataError(f"{given} is no folder; give work directories of tools/search.py")
         inside = [given] if _is_search(given) else sorted(p for p in given.iterdir() if p.is_dir() and _is_search(p))
         if not inside:
-            raise DataError(
-                f"{given} is no search: neither it nor a folder in it holds the {REPORT} of a search, or the "
-                f"{FINGERPRINT} of one that is under way; give work directories of tools/search.py"
-            )
+            none[given] = None
         found.update(dict.fromkeys(inside))
-    return list(found)
+    if none and not found:
+        names = f"{next(iter(none))} is" if len(none) == 1 else f"{few(map(str, none))} are"
+        raise DataError(
+            f"{names} no search: neither it nor a folder in it holds the {REPORT} of a search, or the "
+            f"{FINGERPRINT} of one that is under way; give work directories of tools/search.py"
+        )
+    return list(found), list(none)
 
 
 def read_searches(folders: Sequence[str | Path]) -> tuple[list[Found], list[Unfinished]]:
-    """The finished searches of `find_searches`, and those that are not.
+    """The finished searches of `find_searches`, and what is left out: those that are not, folders that hold none.
 
     Raises:
         DataError: see `find_searches`; a report is damaged or lacks what every search's has.
     """
+    searches, others = find_searches(folders)
     done: list[Found] = []
-    rest: list[Unfinished] = []
-    for folder in find_searches(folders):
+    rest = [Unfinished(str(folder), None, "no search in it") for folder in others]
+    for folder in searches:
         if _is_finished(folder):
             done.append(read_report(folder))
         else:
@@ -161,9 +179,12 @@ def check_out(out: Path) -> None:
 
 def read_report(folder: Path) -> Found:
     """The result of one search; raises `DataError` where its report is damaged."""
-    path = folder / REPORT
+    path, beside = folder / REPORT, folder / FINGERPRINT
+    content = _read(path)
+    if "config" not in content and beside.is_file():  # an older report
+        content["config"] = _read(beside)
     try:
-        report = _Report.model_validate(_read(path))
+        report = _Report.model_validate(content)
     except ValidationError as error:
         raise DataError(f"{path} is no search's report: {describe_fields(error)}; {_REMEDY}") from None
     record, source = report.measured, report.cost
@@ -197,6 +218,7 @@ def read_report(folder: Path) -> Found:
         seconds=report.seconds if report.search_seconds is None else report.search_seconds,
         peak_mb=max(peaks, default=None) if report.peak_mb is None else report.peak_mb,
         tuned=None if report.epochs is None or report.decided_epoch is None else report.epochs - report.decided_epoch,
+        config=_config(report),
     )
 
 
@@ -215,6 +237,15 @@ def _read(path: Path) -> Any:
 
 def _setting(source: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple((key, source[key]) for key in SETTING if source.get(key) is not None)
+
+
+def _config(report: _Report) -> tuple[tuple[str, Any], ...] | None:
+    """The settings that a search was run with."""
+    if report.config is None:
+        return None
+    told = {"verify": report.verify, "space.hash": report.space.hash}
+    kept = {k: v for k, v in {**report.config, **told}.items() if k not in _NO_SETTING and v is not None}
+    return tuple(sorted(kept.items()))
 
 
 def _is_search(folder: Path) -> bool:

@@ -14,16 +14,25 @@ ORDER = ("tiered", "ddpnas", "pas", "archtree")  # of the project's methods; oth
 
 @dataclass(frozen=True)
 class Setting:
-    """Searches that differ in nothing but the seed: one method, space and target.
+    """Searches that differ in nothing but the seed: one method, space and target, and one config.
 
     ``cost`` and ``top1`` are means over the seeds; the ranges go from the lowest to the highest. ``top1`` is None where
     a search was not evaluated.
+
+    Attributes:
+        found: the searches, each seed once.
+        repeated: further searches with a seed that ``found`` has; they count nowhere.
+        differs: where other settings have the same method, space and target: what is not the same in all of these.
+        label: so much of ``differs`` as tells it from the others, '' where there are none.
     """
 
     method: str
     space: str
     target: float
     found: tuple[Found, ...]
+    repeated: tuple[Found, ...] = ()
+    differs: tuple[tuple[str, Any], ...] = ()
+    label: str = ""
 
     @property
     def kind(self) -> str:
@@ -65,7 +74,9 @@ class Setting:
             "method": self.method,
             "space": self.space,
             "target": self.target,
+            "differs": dict(self.differs),
             "seeds": [f.seed for f in self.found],
+            "repeated": [f.folder for f in self.repeated],
             "kind": self.kind,
             "cost": self.cost,
             "cost_range": list(self.cost_range),
@@ -107,14 +118,74 @@ class Panel:
 
 
 def compare(found: Iterable[Found]) -> list[Panel]:
-    """Group searches into panels, and within a panel into settings; methods in their usual order."""
+    """Group searches into panels, and within a panel into settings; methods in their usual order.
+
+    Of searches with the same seed and config the first by folder counts. A search whose config is not known is a
+    setting of its own.
+    """
     rows = sorted(found, key=_order)
     panels = []
     for (unit, setting, data), mine in _grouped(rows, lambda f: (f.unit, f.setting, f.data)).items():
-        groups = _grouped(mine, lambda f: (f.method, f.space, f.target))
-        settings = [Setting(method, space, target, tuple(f)) for (method, space, target), f in groups.items()]
+        settings: list[Setting] = []
+        for (method, space, target), alike in _grouped(mine, lambda f: (f.method, f.space, f.target)).items():
+            groups = list(_grouped(alike, lambda f: f.folder if f.config is None else f.config).values())
+            for group, (differs, label) in zip(groups, _differing([g[0].config for g in groups]), strict=True):
+                counted, repeated = _each_seed_once(group)
+                settings.append(Setting(method, space, target, counted, repeated, differs, label))
         panels.append(Panel(unit, setting, data, tuple(settings)))
     return panels
+
+
+_UNKNOWN = "settings not known"
+_NOT_SET = "not set"  # the config leaves it at its default
+_Config = tuple[tuple[str, Any], ...]
+
+
+def _each_seed_once(group: Sequence[Found]) -> tuple[tuple[Found, ...], tuple[Found, ...]]:
+    """The searches that count and those that repeat a seed; where a seed is not known, nothing is said to be one."""
+    counted: list[Found] = []
+    repeated: list[Found] = []
+    for found in group:
+        again = found.seed is not None and any(found.seed == other.seed for other in counted)
+        (repeated if again else counted).append(found)
+    return tuple(counted), tuple(repeated)
+
+
+def _differing(configs: Sequence[_Config | None]) -> list[tuple[_Config, str]]:
+    """Of each config what is not the same in all, and the first of it that tells it from the others, as a label."""
+    if len(configs) == 1:
+        return [((), "")]
+    known = [dict(c) for c in configs if c is not None]
+    columns = {key: [c.get(key, _NOT_SET) for c in known] for key in sorted({k for c in known for k in c}, key=_rank)}
+    columns = {key: column for key, column in columns.items() if any(value != column[0] for value in column)}
+    shown: list[str] = []
+    apart = 1  # groups that the keys shown tell apart
+    for key in columns:
+        telling = len(set(zip(*(map(str, columns[k]) for k in (*shown, key)), strict=True)))
+        if telling > apart:
+            apart = telling
+            shown.append(key)
+    more = ", …" if len({(_short(key), str(column)) for key, column in columns.items()}) > len(shown) else ""
+    told = []
+    for i in range(len(known)):
+        label = ", ".join(_say(key, columns[key][i]) for key in shown) + more
+        told.append((tuple((key, column[i]) for key, column in columns.items()), label if columns else ""))
+    rest = iter(told)
+    return [((("settings", "not known"),), _UNKNOWN) if c is None else next(rest) for c in configs]
+
+
+def _rank(key: str) -> tuple[int, str]:
+    """The strategy's own settings first, then how long it was trained."""
+    return 0 if key.startswith("train_cfg.strategy.") else 1 if key == "train_cfg.max_epochs" else 2, key
+
+
+def _short(key: str) -> str:
+    last = key.rpartition(".")[2]
+    return ".".join(key.split(".")[-2:]) if last in ("type", "hash") else last
+
+
+def _say(key: str, value: Any) -> str:
+    return f"{_short(key)} {value}" if value == _NOT_SET else f"{_short(key)}={value}"
 
 
 def pareto_line(settings: Sequence[Setting]) -> list[Setting]:

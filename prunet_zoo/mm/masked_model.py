@@ -14,6 +14,7 @@ from prunet_zoo.mm.classifier import load_pretrained
 from prunet_zoo.mm.scheme import local_file
 from prunet_zoo.mm.search_model import SearchModel
 from prunet_zoo.models import create_model, read_weights_spec
+from prunet_zoo.models.pruned import PrunedSpec, is_pruned, is_pruned_file, load_pruned_spec
 from prunet_zoo.registry import MODELS, register
 from prunet_zoo.space import Encoding, SearchSpace, load_space
 from prunet_zoo.spec import NetSpec, load_spec
@@ -43,7 +44,8 @@ class MaskedClassifier(SearchModel):
         label_smoothing, data_preprocessor: see `SearchModel`.
 
     Raises:
-        SpecError: none or several of ``space``, ``arch`` and ``timm``, or an option that does not go with them.
+        SpecError: none or several of ``space``, ``arch`` and ``timm``, an option that does not go with them, or a
+            network that was cut already.
         CheckpointError: weights that do not fit.
     """
 
@@ -77,6 +79,8 @@ class MaskedClassifier(SearchModel):
             )
         if pretrained and weights is not None:
             raise SpecError("MaskedClassifier: weights and pretrained exclude each other; give one")
+        for name, value in (("arch", arch), ("start", start), ("weights", weights)):
+            _refuse_cut(name, value)
         from prunet_zoo.supernet.masked_spec import SpecNet
 
         self.masked: MaskedNet
@@ -104,6 +108,20 @@ class MaskedClassifier(SearchModel):
     def searched(self) -> MaskedNet:
         """The masked network."""
         return self.masked
+
+
+def _refuse_cut(name: str, value: Any) -> None:
+    """Raise `SpecError` where ``value`` is a network of timm with channels taken out, or its weights."""
+    own = plain_value(value)
+    is_file = isinstance(own, str | Path) and Path(own).suffix in (".json", ".safetensors")
+    if (is_file and is_pruned_file(own)) or is_pruned(own) or isinstance(own, PrunedSpec):
+        spec = load_pruned_spec(own)
+        if spec.shapes:
+            raise SpecError(
+                f"model.{name} is of a cut network ({spec.timm or spec.name} with channels taken out), which cannot be "
+                "pruned again; start from the whole one, or train the cut one on: tools/train.py CONFIG --arch SPEC "
+                "--weights FILE"
+            )
 
 
 def _around(arch: Any, num_classes: int | None, step: int) -> tuple[SearchSpace, Encoding]:

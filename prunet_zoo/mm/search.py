@@ -15,9 +15,9 @@ from prunet_zoo.errors import LatencyError
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.distributed import from_first, full_precision_on_cpu, processes
 from prunet_zoo.mm.search_loop import RESULT_FILES
-from prunet_zoo.mm.strategies import check_model
+from prunet_zoo.mm.strategies import check_config, check_model
 from prunet_zoo.mm.training import build_runner, close_hooks, make_robust, prepare_resume
-from prunet_zoo.search.target import TRIES
+from prunet_zoo.search.target import TRIES, summary
 
 
 def set_target(
@@ -30,16 +30,11 @@ def set_target(
     """Put ``--target-ms``, ``--table``, ``--verify`` and ``--device`` into a search config.
 
     Raises:
-        ConfigError: the config is not one of a search, both a table and a device are given, or a table where
-            MACs or a predictor are searched for.
+        ConfigError: the config is not one of a search, or has values of another kind there (`check_config`), both a
+            table and a device are given, or a table where MACs or a predictor are searched for.
         LatencyError: the table file does not exist.
     """
-    loop = cfg.get("train_cfg") or {}
-    if cfg.get("runner_type") != "SuperNetRunner" or "strategy" not in loop or "latency" not in loop:
-        raise ConfigError(
-            f"{cfg.filename} is not a search config: it needs runner_type='SuperNetRunner' and a train_cfg with "
-            "strategy and latency; see configs/search/"
-        )
+    check_config(cfg)
     if target is not None:
         cfg.train_cfg.strategy.target = target
     if table is not None and device is not None:
@@ -76,12 +71,12 @@ def search(cfg: Config) -> dict[str, Any]:
 
 
 def _search(cfg: Config) -> dict[str, Any]:
-    report = from_first(lambda: _finished(cfg))
+    check_config(cfg)
+    report = from_first(lambda: _finished(cfg)) if cfg.get("resume") else {}
     full_precision_on_cpu(cfg)
     make_robust(cfg)
-    resume = bool(cfg.get("resume"))
     prepare_resume(cfg)
-    if resume and report:
+    if report:
         return report if is_main_process() else {}
     check_model(cfg.model)
     runner = build_runner(cfg)
@@ -93,19 +88,25 @@ def _search(cfg: Config) -> dict[str, Any]:
 
 
 def _finished(cfg: Config) -> dict[str, Any]:
-    """The report in the work directory, empty where a search (or the verification that is asked for) is not done.
+    """The report in the work directory, empty where a search (or the verification that is asked for) is not done, or
+    the report cannot be read: the end is then done again.
 
     A network whose weights were trained on after the decision stays the one that was decided.
     """
     work_dir = Path(cfg.work_dir)
     if not all((work_dir / name).is_file() for name in RESULT_FILES):
         return {}
-    report = dict(json.loads((work_dir / "report.json").read_text(encoding="utf-8")))
-    if "status" not in report:
+    try:
+        report = dict(json.loads((work_dir / "report.json").read_text(encoding="utf-8")))
+        summary(report)  # what the tool tells of it
+        verified = bool(report["verify"] >= cfg.train_cfg.get("verify", TRIES))
+        trained_on = bool(report.get("decided_epoch", 0) < report.get("epochs", 0))
+    except (ValueError, TypeError, KeyError, AttributeError):  # no JSON, or not what a search writes
+        print_log(f"{work_dir / 'report.json'} is damaged: the results are written anew", "current", logging.WARNING)
         return {}
-    if report["verify"] >= cfg.train_cfg.get("verify", TRIES):
+    if verified:
         return report
-    if report.get("decided_epoch", 0) >= report.get("epochs", 0):
+    if not trained_on:
         return {}
     print_log(
         f"the network in {work_dir} was decided with --verify {report['verify']} and trained on since; to try more "

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunet_zoo.errors import PrunetError, TrainingError
+from prunet_zoo.errors import PrunetError, SpecError, TrainingError
 from prunet_zoo.files import write_json
-from prunet_zoo.latency import Setting, get_backend, measure
+from prunet_zoo.latency import Record, Setting, get_backend, measure
 from prunet_zoo.search.target import TargetHitter
 from prunet_zoo.space import Encoding
 
@@ -111,8 +111,8 @@ class TrialLog:
         self.rows: list[dict[str, Any]] = []
         if path.is_file():
             try:
-                self.rows = [row for row in json.loads(path.read_text(encoding="utf-8")) if "record" in row]
-            except (ValueError, TypeError) as error:
+                self.rows = _read(path)
+            except (ValueError, SpecError) as error:
                 raise TrainingError(f"{path} is damaged ({error}); remove it to measure again") from None
 
     def __call__(self, spec: Any, noted: dict[str, Any]) -> dict[str, Any]:
@@ -123,6 +123,19 @@ class TrialLog:
             write_json(self.path, self.rows)
         self.used += 1
         return dict(self.rows[self.used - 1]["record"])
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `TrialLog`; raises `ValueError` or `SpecError` for a file that is not whole."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(rows, list):
+        raise SpecError("it holds no JSON list")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("spec_hash"), str):
+            raise SpecError(f"row {number} has no spec_hash")
+        if Record.from_dict(row.get("record")).median_ms == 0:
+            raise SpecError(f"row {number} has a latency of 0")
+    return rows
 
 
 def _setting(source: dict[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from prunet_zoo.search.memory import resident_peak_mb
 from prunet_zoo.search.strategy import PruneEvent
 
 _AVERAGED = ("loss", "acc", "penalty_loss", "arch_loss", "arch_acc")
@@ -76,13 +75,12 @@ def state_mb(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float
     return sum(t.numel() * t.element_size() for t in tensors) / 2**20
 
 
-def peak_memory_mb() -> float:
-    """Peak memory in MB: of the GPU since `reset_peak_memory` where there is one, else the process's resident maximum
-    so far."""
+def peak_memory_mb(workers_mb: float = 0.0) -> float:
+    """Peak memory in MB: of the GPU since `reset_peak_memory` where there is one (this process's alone), else this
+    process's resident maximum so far and ``workers_mb``, that of the method's other processes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return resident_peak_mb() + workers_mb
 
 
 def reset_peak_memory() -> None:

@@ -202,7 +202,7 @@ class SearchLoop(ResumableEpochLoop):
             seconds = time.perf_counter() - started
             # what earlier runs spent before they were stopped is known to the method's files alone
             seconds = max(seconds, float(self.strategy.details().get("seconds", 0.0)))
-            peak = peak_memory_mb()
+            peak = peak_memory_mb(float(self.strategy.details().get("workers_mb", 0.0)))
             chosen = replace(chosen, verify=self.verify, epoch=self._epoch, seconds=seconds, peak_mb=peak)
             return chosen.to_dict(), self.strategy.state_dict() if trains_on and not is_alone() else None
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from mmengine.config import Config
 from mmengine.runner import set_random_seed
 from torch import nn
 
 from prunet_zoo.files import write_atomic, write_json
 from prunet_zoo.mm.distributed import from_first
+from prunet_zoo.mm.guard import fingerprint
+from prunet_zoo.mm.predict import classifier_meta
 from prunet_zoo.models import create_model, save_weights
 from prunet_zoo.models.pruned import PrunedSpec, build_pruned
 from prunet_zoo.search.report import render_report
@@ -54,6 +57,7 @@ def _write(runner: SuperNetRunner, loop: SearchLoop, chosen: Chosen) -> dict[str
         "name": spec.name,
         "method": type(loop.strategy).__name__,
         "data": loop.data_name,
+        "config": fingerprint(runner.cfg),
         "space": {"name": space.name, "hash": space.hash, "count": float(space.count())},
         "spec_hash": spec.hash,
         "seed": runner.seed,
@@ -85,7 +89,7 @@ def _write(runner: SuperNetRunner, loop: SearchLoop, chosen: Chosen) -> dict[str
         "events": loop.history.events,
         "details": loop.strategy.details(),
     }
-    save_weights(out / "weights.safetensors", model.state_dict(), spec, top1_inherited=top1)
+    save_weights(out / "weights.safetensors", model.state_dict(), spec, top1_inherited=top1, **_meta(runner, loop))
     write_json(out / "report.json", report)
     write_atomic(out / "report.html", render_report(report, spec, space))
     write_atomic(out / "spec.json", spec.to_json())  # last: where it stands, the search is complete
@@ -93,6 +97,13 @@ def _write(runner: SuperNetRunner, loop: SearchLoop, chosen: Chosen) -> dict[str
     if report["status"].startswith("missed"):
         runner.logger.warning(f"the target was {report['status']}. {_advice(loop, chosen)}")
     return report
+
+
+def _meta(runner: SuperNetRunner, loop: SearchLoop) -> dict[str, Any]:
+    """Classes and preprocessing, as the search's images for validation have them: with these the file works alone."""
+    loader = runner.cfg.train_cfg.get("val_dataloader")
+    known = Config({"val_dataloader": loader if isinstance(loader, Mapping) else {}})
+    return classifier_meta(known, loop.dataloader.dataset)
 
 
 def _advice(loop: SearchLoop, chosen: Chosen) -> str:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -24,6 +25,34 @@ MODELS_OF: dict[str, type[SearchModel]] = {
     "PruningAsSearch": MaskedClassifier,
     "Archtree": MaskedClassifier,
 }
+# of train_cfg, each with the smallest value that makes sense
+WHOLE_NUMBERS = {"max_epochs": 1, "verify": 0, "recalibration_batches": 0}
+
+
+def check_config(cfg: Config) -> None:
+    """Raise `ConfigError` where a config is not one of a search, or one of its parts is of another kind: a text where a
+    dict is wanted, or no whole number."""
+    loop = cfg.get("train_cfg")
+    search_parts = isinstance(loop, Mapping) and "strategy" in loop and "latency" in loop
+    if cfg.get("runner_type") != "SuperNetRunner" or not search_parts:
+        raise ConfigError(
+            f"{cfg.filename} is not a search config: it needs runner_type='SuperNetRunner' and a train_cfg with "
+            "strategy and latency; see configs/search/"
+        )
+    parts = {"model": cfg.get("model"), **{f"train_cfg.{name}": loop[name] for name in ("strategy", "latency")}}
+    for field, value in parts.items():
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{field} must be a dict, got {value!r}; write {field}=dict(type=…) in the config, or "
+                f"--cfg-options {field}.type=…"
+            )
+    for name, least in WHOLE_NUMBERS.items():
+        value = loop.get(name, None if name == "max_epochs" else least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(
+                f"train_cfg.{name} must be a whole number, {least} or more, got {value!r}; write --cfg-options "
+                f"train_cfg.{name}=N"
+            )
 
 
 def build_strategy(config: dict[str, Any]) -> SearchStrategy:
@@ -59,7 +88,8 @@ def _check_type(field: str, value: Any, hint: Any) -> None:
 
 
 def check_model(config: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` where the config of a search's model has keys that the model does not take."""
+    """Raise `ConfigError` where the config of a search's model has keys that the model does not take, or values of
+    another type."""
     cls = MODELS.get(config["type"]) if isinstance(config.get("type"), str) else config.get("type")
     if not (isinstance(cls, type) and issubclass(cls, SearchModel)):
         return  # told by `check_fit`, or by the registry
@@ -67,6 +97,10 @@ def check_model(config: Mapping[str, Any]) -> None:
     odd = ", ".join(sorted(set(config) - {"type"} - set(known)))
     if odd:
         raise ConfigError(f"model does not take {odd}; {cls.__name__} takes {', '.join(known)}")
+    hints = get_type_hints(cls.__init__) if cls in MODELS_OF.values() else {}
+    for key, value in config.items():
+        if key in hints:
+            _check_type(f"model.{key}", value, hints[key])
 
 
 def check_fit(strategy: SearchStrategy, model: BaseModel) -> SearchModel:

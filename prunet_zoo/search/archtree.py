@@ -17,12 +17,12 @@ from prunet_zoo.errors import LatencyError, SpecError, TrainingError, few
 from prunet_zoo.search.adjust import LOWEST
 from prunet_zoo.search.aim import given_target, pruned_target
 from prunet_zoo.search.archtree_latency import ACCEPTED, Latencies
-from prunet_zoo.search.archtree_node import Node, TreeSettings
+from prunet_zoo.search.archtree_node import Node, TreeSettings, judges
 from prunet_zoo.search.archtree_run import run_tree, weights_hash
 from prunet_zoo.search.archtree_tree import Tree
 from prunet_zoo.search.archtree_workers import Evaluator
 from prunet_zoo.search.strategy import GradSync, MeasuredChoice, PruneEvent, SearchStrategy, Services
-from prunet_zoo.search.target import Trial
+from prunet_zoo.search.target import Trial, percent_off
 from prunet_zoo.space import Encoding
 from prunet_zoo.supernet.masked import MaskedNet
 
@@ -113,11 +113,16 @@ class Archtree(SearchStrategy):
         services: Services | None = None,
     ) -> None:
         """See `SearchStrategy.setup`."""
-        bare = [group.name for group in supernet.groups if not group.norms]
-        if bare:
-            raise SpecError(f"Archtree judges channels by their BatchNorms; {few(bare)} have none")
+        judged = [any(by) for by in judges(supernet, self.settings.importance)]
+        bare = [group.name for group, by in zip(supernet.groups, judged, strict=True) if not by]
+        hint = "; importance='taylor' may judge them" if self.settings.importance != "taylor" else ""
+        if not any(judged):
+            raise SpecError(f"Archtree has nothing to judge channels by: no BatchNorm in {few(bare)}{hint}")
+        if bare and services is not None:
+            services.tell(f"Archtree leaves {few(bare)} whole: no BatchNorm to judge their channels by{hint}")
         self.supernet, self.cost, self.seed, self.services = supernet, cost, seed, services
-        low = cost(self._decode([group.widths[0] for group in supernet.groups])[1])
+        least = [g.widths[0] if by else g.channels for g, by in zip(supernet.groups, judged, strict=True)]
+        low = cost(self._decode(least)[1])
         high = cost(self._decode([group.channels for group in supernet.groups])[1])
         self.target = pruned_target(self.target, low, high, cost.unit)
         self.expected = high
@@ -157,10 +162,10 @@ class Archtree(SearchStrategy):
             tree = Tree(net, latencies, evaluator, self.settings, self.target, self.seed)
             seconds = run_tree(tree, folder, about, self.services.tell)
         self._nodes = tree.finished or [tree.best]
-        self.found = self._summary(tree, latencies, seconds)
+        self.found = self._summary(tree, latencies, seconds, evaluator.workers_mb)
         self.expected = tree.best.latency
 
-    def _summary(self, tree: Tree, latencies: Latencies, seconds: float) -> dict[str, Any]:
+    def _summary(self, tree: Tree, latencies: Latencies, seconds: float, workers_mb: float) -> dict[str, Any]:
         """What is known of the tree, as plain data."""
         best = tree.best
         trial = latencies.trial(best.counts)
@@ -186,6 +191,7 @@ class Archtree(SearchStrategy):
                 "measurements": sum(len(row["quick"]) + len(row["records"]) for row in latencies.rows.values()),
                 "rounds": tree.round,
                 "seconds": seconds,
+                "workers_mb": workers_mb,
                 "missed": missed,
             },
         }
@@ -281,7 +287,7 @@ def best_encoding(encoding: Encoding) -> list[list[int] | None]:
 
 def why_missed(node: Node, target: float, trial: Trial | None) -> str:
     """Why a node, the best there is, is not at the budget; ``trial``: what was measured of it."""
-    off = f"{100 * abs(node.latency / target - 1):.1f}%"
+    off = percent_off(node.latency, target)
     if ACCEPTED * target < node.latency <= target and trial is not None:
         figures = ", ".join(f"{record['median_ms']:.4g}" for record in trial.records)
         reasons = next((record["disturbed"] for record in trial.records if record["disturbed"]), None)

@@ -8,20 +8,47 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, Field
+
 from prunet_zoo.cost import Cost
-from prunet_zoo.errors import TrainingError
+from prunet_zoo.errors import SpecError, TrainingError
 from prunet_zoo.files import write_json
 from prunet_zoo.search.strategy import Measure, Record
 from prunet_zoo.search.target import COMFORT, Trial
 from prunet_zoo.space import Encoding
+from prunet_zoo.spec import Frozen, parse
 
 SURPRISE = 0.05  # a measurement that is farther from what was expected is made again
 ACCEPTED = 0.95  # a network at the budget T takes more than this share of it
 NEAR = 1.03  # of T: a network that was ranked higher is not at the budget
+
+
+class _Measured(Frozen):
+    """What a search and its report need of a latency record."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    median_ms: float = Field(gt=0.0)
+    ci_low_ms: float = Field(ge=0.0)
+    ci_high_ms: float = Field(ge=0.0)
+    p10_ms: float = Field(ge=0.0)
+    p90_ms: float = Field(ge=0.0)
+    n: int = Field(ge=1)
+    disturbed: tuple[str, ...]
+
+
+class _Row(Frozen):
+    """A network in the file of what was measured."""
+
+    counts: tuple[int, ...]
+    expected: float | None
+    quick: tuple[_Measured, ...]
+    records: tuple[_Measured, ...]
 
 
 class Latencies:
@@ -57,14 +84,14 @@ class Latencies:
     ) -> None:
         self.decode, self.cost, self.measure, self.target, self.path = decode, cost, measure, target, path
         self.made = 0
+        self._took: dict[bool, list[float]] = {True: [], False: []}  # seconds of each measurement made; quick or not
         self._costs: dict[tuple[int, ...], tuple[str, float]] = {}
         self.rows: dict[str, dict[str, Any]] = {}
         if path.is_file():
             try:
-                self.rows = dict(json.loads(path.read_text(encoding="utf-8")))
-                assert all(row["quick"] or row["records"] for row in self.rows.values())
-            except (ValueError, TypeError, KeyError, AssertionError):
-                raise TrainingError(f"{path} is damaged; remove it to measure again") from None
+                self.rows = _read(path)
+            except (ValueError, SpecError) as error:
+                raise TrainingError(f"{path} is damaged ({error}); remove it to measure again") from None
 
     def predicted(self, counts: Sequence[int]) -> float:
         """The cost's word for a network, in its unit."""
@@ -107,7 +134,9 @@ class Latencies:
     def _take(self, counts: Sequence[int], row: dict[str, Any], quick: bool) -> None:
         assert self.measure is not None
         _, spec = self.decode(counts)
+        start = time.perf_counter()
         row["quick" if quick else "records"].append(self.measure(spec, quick=quick))
+        self._took[quick].append(time.perf_counter() - start)
         self.made += 1
         self.rows[self.spec_hash(counts)] = row
         write_json(self.path, self.rows)
@@ -117,9 +146,17 @@ class Latencies:
         if not trial.records:
             return True
         if len(trial.records) == 1:
-            surprise = expected is not None and abs(math.log(trial.measured / expected)) > SURPRISE
+            if expected is None:
+                return bool(trial.disturbed)
+            surprise = expected <= 0 or abs(math.log(trial.measured / expected)) > SURPRISE
             return bool(trial.disturbed) or surprise
         return not trial.sure and len(trial.records) < 3
+
+    def seconds_to_confirm(self) -> float:
+        """What `confirm` takes of a network at least: two measurements, as long as those made with full effort took on
+        average, or, before there are any, the quick ones; 0 where none was made yet."""
+        took = self._took[False] or self._took[True]
+        return 2 * sum(took) / len(took) if took else 0.0
 
     def is_near(self, latency: float) -> bool:
         """Whether a network that was ranked so may be at the budget, or below: at most 1.03 T."""
@@ -144,6 +181,18 @@ class Latencies:
     def _trial(self, counts: Sequence[int], records: list[Record]) -> Trial:
         encoding, _ = self.decode(counts)
         return Trial(encoding, self.spec_hash(counts), self.target, self.predicted(counts), (), list(records))
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """What was measured, by spec hash; raises `ValueError` or `SpecError` for a file that is not whole."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(rows, dict):
+        raise SpecError("it holds no JSON object")
+    for name, data in rows.items():
+        row = parse(_Row, data, f"network {name}")
+        if not (row.quick or row.records):
+            raise SpecError(f"network {name} has no measurement")
+    return rows
 
 
 class Savings:

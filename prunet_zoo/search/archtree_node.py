@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from prunet_zoo.supernet.masked import MaskedNet
+
 
 @dataclass(frozen=True)
 class TreeSettings:
@@ -24,6 +26,19 @@ class TreeSettings:
     recovery_lr: float
     importance: str
     importance_batches: int
+
+
+def judges(net: MaskedNet, importance: str) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """By what the channels of each group are judged: its BatchNorms; for 'taylor', where it has none, the layers that
+    make the channels. Neither: the group stays whole.
+
+    For 'magnitude' BatchNorms alone count: their |γ| and the size of a layer's weights cannot be compared.
+    """
+    found = []
+    for group in net.groups:
+        norms = tuple(n for n in group.norms if getattr(net.net.get_submodule(n), "weight", None) is not None)
+        found.append((norms, group.sources if importance == "taylor" and not norms else ()))
+    return found
 
 
 @dataclass

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch import nn
 from prunet_zoo.errors import TrainingError
 from prunet_zoo.files import write_atomic
 from prunet_zoo.search.archtree_tree import Tree
+from prunet_zoo.search.target import CENTRE
+
+_LAST = 3  # rounds that the pace is told of: later rounds take longer than the first ones
 
 
 def run_tree(tree: Tree, folder: Path, about: dict[str, Any], tell: Callable[[str], None] = lambda line: None) -> float:
@@ -32,11 +36,12 @@ def run_tree(tree: Tree, folder: Path, about: dict[str, Any], tell: Callable[[st
         TrainingError: the last file is damaged or of another search.
     """
     elapsed, before = 0.0, time.perf_counter()
+    last: list[float] = []  # seconds of the last rounds, without planting
     files = sorted(folder.glob("round_*.pt"))
     if files:
         state = _load(files[-1], about)
         tree.load_state_dict(state["tree"])
-        elapsed = state["seconds"]
+        elapsed, last = state["seconds"], list(state["last"])
         tell(f"tree: goes on after round {tree.round}")
     while not files or tree.open:
         if files:
@@ -44,15 +49,17 @@ def run_tree(tree: Tree, folder: Path, about: dict[str, Any], tell: Callable[[st
         else:
             tree.plant()
         now = time.perf_counter()
+        if files:
+            last = [*last, now - before][-_LAST:]
         elapsed, before = elapsed + now - before, now
         buffer = io.BytesIO()
-        torch.save({"about": about, "seconds": elapsed, "tree": tree.state_dict()}, buffer)
+        torch.save({"about": about, "seconds": elapsed, "last": last, "tree": tree.state_dict()}, buffer)
         path = folder / f"round_{tree.round:03d}.pt"
         write_atomic(path, buffer.getvalue())
         for old in files:
             old.unlink(missing_ok=True)
         files = [path]
-        tell(_progress(tree, elapsed))
+        tell(_progress(tree, last))
     return elapsed
 
 
@@ -60,7 +67,7 @@ def _load(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         known = dict(state["about"])
-        _ = state["seconds"], state["tree"]
+        _ = state["seconds"], state["last"], state["tree"]
     except Exception as error:  # torch names no common class
         raise TrainingError(f"{path} is damaged ({error}); remove it to start the tree anew") from None
     differing = sorted(key for key in {*known, *about} if known.get(key) != about.get(key))
@@ -72,8 +79,9 @@ def _load(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def _progress(tree: Tree, seconds: float) -> str:
-    """One line on the state of the tree: nodes, latency, accuracy, rate and time left."""
+def _progress(tree: Tree, last: Sequence[float]) -> str:
+    """One line on the state of the tree: nodes, latency, accuracy, pace and time left; ``last``: seconds of the last
+    rounds, none after planting."""
     nodes = tree.open or [tree.best]
     best = min(nodes, key=lambda node: node.rank)
     latency = max(node.latency for node in nodes)
@@ -81,13 +89,21 @@ def _progress(tree: Tree, seconds: float) -> str:
         f"tree, round {tree.round}: {len(tree.open)} nodes open, {len(tree.finished)} at the budget; best "
         f"{best.accuracy:.1f}%, at most {latency:.4g} of {tree.target:.4g}"
     )
-    if not tree.round:
+    if not last:
         return line
-    rate = seconds / tree.round
+    pace = sum(last) / len(last)
+    line = f"{line}; {pace:.1f} s a round"
+    return f"{line}, at least about {_left(tree, pace):.0f} s left" if tree.open else line
+
+
+def _left(tree: Tree, pace: float) -> float:
+    """Seconds that are left at least, at ``pace`` seconds a round: as many rounds as the slowest open node needs where
+    they save what those so far did, at least one, and the measurements of every open node with full effort. Finer
+    removals, and rounds in which no node comes to the budget, are not foreseen."""
+    latency = max(node.latency for node in tree.open)
     saved = (tree.root_latency - latency) / tree.round
-    left = max(0.0, latency - tree.target) / saved * rate if saved > 0 and tree.open else 0.0
-    more = f", about {left:.0f} s left" if tree.open else ""
-    return f"{line}; {rate:.1f} s a round{more}"
+    rounds = max(1, math.ceil((latency - CENTRE * tree.target) / saved)) if saved > 0 else 1
+    return rounds * pace + len(tree.open) * tree.latencies.seconds_to_confirm()
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -9,6 +9,7 @@ a tree; latency measured on the target hardware as the search goes. The rules he
   step of its grid where that is more: of many groups none can save such a share. There are more rounds then.
 - The groups whose channels matter least for each ms that they are expected to save are measured, and of those the
   ``children`` that matter least for each ms that they do save are trained for a few steps and scored.
+- Groups whose channels cannot be judged (see `archtree_node.judges`) stay whole.
 - No two nodes of the tree keep the same numbers of channels.
 - The best survive by held-out accuracy, ties by loss. At most half of the places go to children of one node as long as
   children of others are there.
@@ -30,7 +31,7 @@ import torch
 from torch import nn
 
 from prunet_zoo.search.archtree_latency import ACCEPTED, Latencies, Savings
-from prunet_zoo.search.archtree_node import Child, Node, TreeSettings, nearest, node_name, select
+from prunet_zoo.search.archtree_node import Child, Node, TreeSettings, judges, nearest, node_name, select
 from prunet_zoo.search.archtree_workers import Evaluator, ImportanceJob, RecoverJob
 from prunet_zoo.search.target import CENTRE
 from prunet_zoo.spec import stable_hash
@@ -64,6 +65,8 @@ class Tree:
         self.net, self.latencies, self.evaluator, self.settings = net, latencies, evaluator, settings
         self.target, self.seed, self.tell = target, seed, tell
         self.start = {name: tensor.clone() for name, tensor in net.net.state_dict().items()}
+        by = judges(net, settings.importance)
+        self.norms, self.sources = tuple(norms for norms, _ in by), tuple(sources for _, sources in by)
         self.round = 0
         self.open: list[Node] = []
         self.ended: list[Node] = []
@@ -140,14 +143,13 @@ class Tree:
 
     def _importance(self, nodes: Sequence[Node]) -> list[list[torch.Tensor]]:
         """Of the channels that each node keeps, a tensor a group."""
-        norms = tuple(group.norms for group in self.net.groups)
         jobs = []
         for node in nodes:
             _, module = self.net.remove(node.keep, "node")
             module.load_state_dict(node.state)
             kind, seed = self.settings.importance, self._seed(node.lineage, "importance")
             steps = self.settings.importance_batches if kind == "taylor" else 0
-            jobs.append(ImportanceJob(module, seed, node.counts, norms, kind, steps))
+            jobs.append(ImportanceJob(module, seed, node.counts, self.norms, kind, steps, self.sources))
         return self.evaluator.run(jobs)
 
     def _seed(self, lineage: Iterable[tuple[int, int]], what: str) -> int:
@@ -155,7 +157,8 @@ class Tree:
 
     def _children(self, node: Node, importance: list[torch.Tensor], taken: set[tuple[int, ...]]) -> list[Child]:
         """The removals that are made of a node: proposed, measured, and the best of them chosen."""
-        proposals = [c for g in range(len(self.net.groups)) if (c := self._propose(node, g, importance[g], None))]
+        judged = [g for g, by in enumerate(zip(self.norms, self.sources, strict=True)) if any(by)]
+        proposals = [c for g in judged if (c := self._propose(node, g, importance[g], None))]
         proposals = [child for child in proposals if child.counts not in taken]
         usual = [child for child in proposals if child.expected > _ROOM * self.target]
         coarse = [child for child in proposals if child not in usual] if node.latency > self.target else []

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunet_zoo.errors import TrainingError
+from prunet_zoo.search.memory import resident_peak_mb
 from prunet_zoo.search.strategy import Batch, Services
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
@@ -52,7 +53,11 @@ class RecoverJob:
 
 @dataclass(frozen=True)
 class ImportanceJob:
-    """How much each channel of the groups matters; ``counts``: channels of each, ``norms``: names of its BatchNorms."""
+    """How much each channel of the groups matters.
+
+    ``counts``: channels of each group, ``norms``: names of its BatchNorms, ``sources``: of the layers that make its
+    channels, for 'taylor' where it has no BatchNorm; () for all: no group needs them.
+    """
 
     module: nn.Module
     seed: int
@@ -60,6 +65,7 @@ class ImportanceJob:
     norms: tuple[tuple[str, ...], ...]
     kind: str
     steps: int  # batches
+    sources: tuple[tuple[str, ...], ...] = ()
 
 
 Job = RecoverJob | ImportanceJob
@@ -101,7 +107,9 @@ def channel_importance(job: ImportanceJob, batches: Sequence[Batch], device: str
 
     'taylor': the first-order change of the loss when the channel's normalised output is set to 0,
     |γ·∂L/∂γ + β·∂L/∂β|, summed over the group's norms, mean over the batches, in eval mode (arXiv 1906.10771 for BN
-    gates; both terms are ours). 'magnitude': |γ|, summed over the norms.
+    gates; both terms are ours). In a group without norms the same for the outputs of its layers: |∂L/∂g| of a gate g,
+    1 for each channel, behind each of ``sources`` (that paper's gate; γ·∂L/∂γ + β·∂L/∂β is ∂L/∂g of one behind a norm),
+    so that groups can be compared. 'magnitude': |γ|, summed over the norms.
     """
     module = job.module.to(device).eval()
     norms = [_norms(module, names, count) for names, count in zip(job.norms, job.counts, strict=True)]
@@ -111,13 +119,29 @@ def channel_importance(job: ImportanceJob, batches: Sequence[Batch], device: str
             for norm in group:
                 total += norm.weight.detach().abs().double().cpu()
         return totals
+    gates = [_gates(module, names) for names in job.sources or [()] * len(norms)]
     for images, labels in batches:
         module.zero_grad()
         F.cross_entropy(module(images.to(device)), labels.to(device)).backward()
-        for total, group in zip(totals, norms, strict=True):
+        for total, group, behind in zip(totals, norms, gates, strict=True):
             for norm in group:
                 total += _taylor(norm).double().cpu() / len(batches)
+            for gate in behind:
+                total += gate.grad.abs().double().cpu() / len(batches)
+                gate.grad = None
     return totals
+
+
+def _gates(module: nn.Module, names: Sequence[str]) -> list[Any]:
+    """A gate (C,) of ones behind each of these convolutions and linear layers of a module."""
+    found = []
+    for name in names:
+        layer: Any = module.get_submodule(name)
+        shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
+        gate = layer.weight.new_ones(layer.weight.shape[0]).requires_grad_(True)
+        layer.register_forward_hook(lambda _, args, output, gate=gate, shape=shape: output * gate.view(shape))
+        found.append(gate)
+    return found
 
 
 def _norms(module: nn.Module, names: Sequence[str], count: int) -> list[Any]:
@@ -164,6 +188,7 @@ class Evaluator:
         if not self.held:
             raise TrainingError("the held-out part of the images gives no batch; add images or lower batch_size")
         self._pool: ProcessPoolExecutor | None = None
+        self._peaks: dict[int, float] = {}  # MB, by process
 
     def __enter__(self) -> Evaluator:
         return self
@@ -173,6 +198,12 @@ class Evaluator:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def workers_mb(self) -> float:
+        """The greatest resident memory of each other process so far, in MB, summed up; memory that they share counts
+        for each. 0 without workers."""
+        return sum(self._peaks.values())
 
     def run(self, jobs: Sequence[Job]) -> list[Any]:
         """Results in the order of the jobs; raises `TrainingError` when a process dies."""
@@ -192,15 +223,15 @@ class Evaluator:
     def _spread(self, jobs: Sequence[Job]) -> Iterator[Any]:
         """Batches are drawn here, job by job, and no further ahead than the processes need them."""
         pool = self._pool or self._start()
-        waiting: deque[tuple[Path, Future[None]]] = deque()
+        waiting: deque[tuple[Path, Future[tuple[int, float]]]] = deque()
         for number, job in enumerate(jobs):
             path = self.folder / f"job_{number}.pt"
             torch.save((job, self._batches(job)), path)
             waiting.append((path, pool.submit(_work, str(path), self.device)))
             if len(waiting) > self.workers:
-                yield _result(*waiting.popleft())
+                yield self._result(*waiting.popleft())
         while waiting:
-            yield _result(*waiting.popleft())
+            yield self._result(*waiting.popleft())
 
     def _start(self) -> ProcessPoolExecutor:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -211,12 +242,12 @@ class Evaluator:
         )
         return self._pool
 
-
-def _result(path: Path, future: Future[None]) -> Any:
-    future.result()
-    found = torch.load(path, weights_only=False)  # written by our own process a moment ago
-    path.unlink()
-    return found
+    def _result(self, path: Path, future: Future[tuple[int, float]]) -> Any:
+        process, peak = future.result()
+        self._peaks[process] = max(peak, self._peaks.get(process, 0.0))
+        found = torch.load(path, weights_only=False)  # written by our own process a moment ago
+        path.unlink()
+        return found
 
 
 _held: list[Batch] = []  # of a worker process
@@ -237,7 +268,8 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-def _work(path: str, device: str) -> None:
-    """Do a job; the result takes its file's place."""
+def _work(path: str, device: str) -> tuple[int, float]:
+    """Do a job; the result takes its file's place. Returns this process's id and peak memory in MB."""
     job, batches = torch.load(path, weights_only=False)
     torch.save(run_job(job, batches, _held, device), path)
+    return os.getpid(), resident_peak_mb()

@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from prunet_zoo.cost import Cost
 from prunet_zoo.errors import LatencyError, SpecError, TrainingError
-from prunet_zoo.jsonfile import stable_hash
 from prunet_zoo.search.ddpnas_choices import choice_costs, space_choices
 from prunet_zoo.search.ddpnas_credit import Evaluation, main_effects, mean_softmax
 from prunet_zoo.search.ddpnas_draws import SAFE, Draws, Picks, cheapest_or_best
 from prunet_zoo.search.knapsack import Option, best_in_interval
 from prunet_zoo.space import SearchSpace
+from prunet_zoo.spec import stable_hash
 
 Update = Literal["first", "momentum"]
 Credit = Literal["sample", "adjusted"]

@@ -331,7 +331,14 @@ def _is_within(record: Record, target: float, highest: float) -> bool:
 
 
 def _off(measured: float, target: float) -> str:
-    return f"{100 * abs(measured / target - 1):.1f}% {'above' if measured > target else 'under'}"
+    return f"{percent_off(measured, target)} {'above' if measured > target else 'under'}"
+
+
+def percent_off(measured: float, target: float) -> str:
+    """How far a measurement is from the target, with as many digits as tell it from the target: '1.2%', '0.02%'."""
+    off = 100 * abs(measured / target - 1)
+    digits = max(1, math.ceil(-math.log10(off))) if off else 1
+    return f"{off:.{digits}f}%"
 
 
 def layer_parts(space: Any, cost: Cost, encoding: Encoding, whole: float) -> tuple[float, ...]:

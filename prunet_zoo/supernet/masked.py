@@ -32,6 +32,7 @@ class Group:
         widths: the numbers of channels that may be kept, increasing, at most C.
         sites: modules whose outputs (B, C, H, W) carry the mask, behind the activation.
         norms: BatchNorms of C channels whose scale and shift tell how much a channel matters.
+        sources: convolutions and linear layers whose outputs are the channels; () where they are not known.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Group:
     widths: tuple[int, ...]
     sites: tuple[str, ...]
     norms: tuple[str, ...]
+    sources: tuple[str, ...] = ()
 
 
 class ChannelMask(nn.Module):

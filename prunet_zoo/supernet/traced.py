@@ -93,7 +93,9 @@ class TracedNet(MaskedNet):
         if not found:
             reasons = few(f"{name}: {why}" for name, why in {**skipped, **narrow, **wrong}.items())
             raise SpecError(f"{spec.name!r} has no channels that can be removed in steps of {step} ({reasons})")
-        super().__init__(start, [Group(c.name, c.channels, _grid(c.channels, step), c.sites, c.norms) for c in found])
+        super().__init__(
+            start, [Group(c.name, c.channels, _grid(c.channels, step), c.sites, c.norms, c.sources) for c in found]
+        )
         self.spec, self.skipped = spec, {**skipped, **narrow, **wrong}
         self._coupled = tuple(found)
         layers = [_layer(i, found[i], group.widths) for i, group in enumerate(self.groups)]

@@ -47,6 +47,7 @@ class Coupled:
     parts: tuple[Part, ...]
     sites: tuple[str, ...]
     norms: tuple[str, ...]
+    sources: tuple[str, ...] = ()  # convolutions and linear layers whose outputs the channels are
 
 
 class _Unfit(Exception):
@@ -100,7 +101,8 @@ class _Trace:
         try:
             with torch.enable_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.graph.build_dependency(own, torch.zeros(1, in_channels, *size), verbose=False)
+                # a list: of a tensor torch-pruning tries the image without its batch first, and some layers run twice
+                self.graph.build_dependency(own, [torch.zeros(1, in_channels, *size)], verbose=False)
         except (RuntimeError, ValueError, AssertionError, AttributeError, TypeError, KeyError, IndexError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise PrunetError(
@@ -150,14 +152,10 @@ class _Trace:
             raise _Unfit("the squeeze of a squeeze-and-excite block costs next to nothing")
         carriers = [dep.target for dep, _ in raw if not self._takes(dep)]
         sites = self._sites(carriers, takers, channels)
-        norms = tuple(
-            dict.fromkeys(
-                part.module
-                for part in parts
-                if len(part.index) == channels and len(layer_shape(self._module(part.module)) or ()) == 1
-            )
-        )
-        return Coupled(name, channels, tuple(parts), sites, norms)
+        whole = dict.fromkeys(part.module for part in parts if part.side == "out" and len(part.index) == channels)
+        norms = tuple(n for n in whole if len(layer_shape(self._module(n)) or ()) == 1)
+        sources = tuple(n for n in whole if n not in norms)
+        return Coupled(name, channels, tuple(parts), sites, norms, sources)
 
     def _module(self, name: str) -> nn.Module:
         return next(m for m, n in self.names.items() if n == name)

@@ -131,6 +131,7 @@ def test_results_and_exact_resume_in_every_phase(search, tmp_path: Path, base: s
     assert create_model(str(whole / "weights.safetensors"))(torch.randn(2, 3, 16, 16)).shape == (2, 10)
     assert len(report["history"]) == METHODS[base][1] and report["search_seconds"] >= report["seconds"] > 0
     assert report["peak_mb"] > 0 and report["status"] == "predicted" and report["top1_inherited"] >= 0
+    assert report["config"] == json.loads((whole / "config_fingerprint.json").read_text())
     page = (whole / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 2 and "<script" not in page
     tuned = report["epochs"] - report["decided_epoch"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,9 @@ from mmengine.config import Config
 
 from prunet_zoo import load_space
 from prunet_zoo.errors import LatencyError, TrainingError, UnknownNameError
+from prunet_zoo.latency import Record
 from prunet_zoo.latency.predictor import Predictor
-from prunet_zoo.mm import latency_cost, search_choice
+from prunet_zoo.mm import latency_cost, search, search_choice
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.latency_cost import START_FILE, make_cost
 from prunet_zoo.mm.search import _finished, set_target
@@ -27,6 +29,32 @@ from prunet_zoo.search.target import summary
 
 SPACE = load_space("prunet_cpu_small")
 TARGET = 5.0
+REPORT: dict[str, Any] = {
+    "name": "net",
+    "status": "predicted",
+    "reason": "",
+    "verify": 6,
+    "unit": "ms",
+    "target": TARGET,
+    "predicted": 4.9,
+    "measured": None,
+    "params": 1000,
+    "macs": 2000,
+}
+
+
+def searching(latency: dict[str, Any]) -> Config:
+    """The config of a search, as far as it is looked at before data and model are."""
+    loop = dict(type="SearchLoop", max_epochs=4, strategy=dict(type="TieredPruning"), latency=latency)
+    return Config(dict(runner_type="SuperNetRunner", model=dict(type="SuperNetClassifier"), train_cfg=loop))
+
+
+RECORD = Record(
+    median_ms=1.0, ci_low_ms=1.0, ci_high_ms=1.0, p10_ms=1.0, p90_ms=1.0, n=9, rounds=3, warmup_runs=2,
+    spec_name="net", spec_hash="", spec=None, input_size=(32, 32), device="here", accelerator="cpu", backend="torch",
+    backend_version="1", dtype="fp32", batch=1, threads=1, memory_format="contiguous", disturbed=(), attempts=1,
+    clock={}, fingerprint={}, date="2026-01-01T00:00:00",
+).to_dict()  # fmt: skip
 
 
 class Table(MacsCost):
@@ -71,7 +99,7 @@ def fake_measure(monkeypatch: pytest.MonkeyPatch, factor) -> list[float]:
     def measure_like(spec, source):
         made.append(MacsCost()(spec) * factor(len(made)))
         low, high = made[-1] * 0.999, made[-1] * 1.001
-        return {"median_ms": made[-1], "ci_low_ms": low, "ci_high_ms": high, "disturbed": []}
+        return {**RECORD, "median_ms": made[-1], "ci_low_ms": low, "ci_high_ms": high, "disturbed": []}
 
     monkeypatch.setattr(search_choice, "measure_like", measure_like)
     monkeypatch.setattr(search_choice, "why_not_measured", lambda source: None)
@@ -144,10 +172,22 @@ def test_more_tries_go_on_where_the_first_ended(monkeypatch, tmp_path: Path):
 def test_a_damaged_trials_file_is_told_and_one_of_another_search_is_not_used(monkeypatch, tmp_path: Path):
     path = tmp_path / "trials.json"
     made = fake_measure(monkeypatch, lambda n: 1.0)
-    path.write_text("[{")
-    with pytest.raises(TrainingError, match=r"trials\.json is damaged .* remove it"):
-        choose(loop(3), path)
-    path.write_text(json.dumps([{"spec_hash": "another", "record": {"median_ms": 1.0}}]))
+    row = {"spec_hash": "another", "record": RECORD}
+    for text, what in (
+        ("[{", "line 1"),
+        ("{}", "no JSON list"),
+        ("[1]", "row 1 has no spec_hash"),
+        ('[{"record": {}}]', "row 1 has no spec_hash"),
+        (json.dumps([row, {"spec_hash": "a"}]), "latency record"),
+        (json.dumps([row, {**row, "record": {}}]), "median_ms"),
+        (json.dumps([{**row, "record": {**RECORD, "disturbed": None}}]), "disturbed"),
+        (json.dumps([{**row, "record": {**RECORD, "ci_low_ms": "1"}}]), "ci_low_ms"),
+        (json.dumps([{**row, "record": {**RECORD, "median_ms": 0.0}}]), "latency of 0"),
+    ):
+        path.write_text(text)
+        with pytest.raises(TrainingError, match=rf"(?s)trials\.json is damaged .*{what}.* remove it"):
+            choose(loop(3), path)
+    path.write_text(json.dumps([row]))
     assert choose(loop(3), path).status == "measured" and len(made) == 2
 
 
@@ -200,8 +240,7 @@ def test_a_predictors_device_is_known_by_the_name_that_its_driver_gives(monkeypa
 @pytest.mark.parametrize("latency", [dict(type="macs"), dict(type="predictor", device="v100-tensorrt-fp16")])
 def test_a_table_is_refused_where_no_measured_latencies_are_searched_for(tmp_path: Path, latency: dict):
     table = tmp_path / "table.jsonl"
-    search = dict(strategy=dict(type="TieredPruning"), latency=latency)
-    cfg = Config(dict(runner_type="SuperNetRunner", train_cfg=search))
+    cfg = searching(latency)
     with pytest.raises(LatencyError, match=r"table SPACE --out .*table\.jsonl$"):
         set_target(cfg, None, table)
     table.touch()
@@ -250,8 +289,7 @@ def test_unknown_cost_type_is_named():
 
 def test_a_predictor_takes_the_place_of_a_table(tmp_path: Path):
     latency = dict(type="latency", backend="onnxruntime", threads=1)
-    search = dict(type="SearchLoop", strategy=dict(type="TieredPruning"), latency=latency)
-    cfg = Config(dict(runner_type="SuperNetRunner", train_cfg=search))
+    cfg = searching(latency)
     with pytest.raises(ConfigError, match="exclude each other"):
         set_target(cfg, None, tmp_path / "table.jsonl", device="v100-tensorrt-fp16")
     set_target(cfg, 0.6, None, device="v100-tensorrt-fp16")
@@ -318,6 +356,54 @@ def test_a_network_that_was_trained_on_after_the_decision_stays(tmp_path: Path):
     for name in ("spec.json", "weights.safetensors", "report.html"):
         (tmp_path / name).touch()
     for verify, decided, done in ((6, 4, True), (0, 4, False), (0, 2, True)):
-        report = {"status": "measured", "verify": verify, "epochs": 4, "decided_epoch": decided}
+        report = {**REPORT, "verify": verify, "epochs": 4, "decided_epoch": decided}
         (tmp_path / "report.json").write_text(json.dumps(report))
         assert _finished(cfg) == (report if done else {})
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b'{"status": "pred',
+        b"\xff\xfe",
+        b"[]",
+        b"5",
+        b'"text"',
+        *(json.dumps({k: v for k, v in REPORT.items() if k != key}).encode() for key in REPORT),
+        *(json.dumps({**REPORT, key: [None]}).encode() for key in ("verify", "target", "status", "params")),
+    ],
+)
+def test_a_damaged_report_is_written_anew(tmp_path: Path, damaged: bytes, monkeypatch):
+    cfg, said = Config(dict(work_dir=str(tmp_path), train_cfg=dict(verify=6))), []
+    monkeypatch.setattr(search, "print_log", lambda line, *more: said.append(line))
+    for name in ("spec.json", "weights.safetensors", "report.html"):
+        (tmp_path / name).touch()
+    (tmp_path / "report.json").write_bytes(json.dumps(REPORT).encode())
+    assert _finished(cfg) == REPORT and not said
+    (tmp_path / "report.json").write_bytes(damaged)
+    assert _finished(cfg) == {}
+    assert len(said) == 1 and "report.json is damaged" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("model", "x", "model must be a dict, got 'x'; write model=dict(type=…) in the config, or --cfg-options"),
+        ("train_cfg.strategy", "dict(type='DDPNAS')", "train_cfg.strategy must be a dict"),
+        ("train_cfg.latency", "macs", "train_cfg.latency must be a dict, got 'macs'; .*train_cfg.latency.type=…$"),
+        ("train_cfg", 3, "is not a search config"),
+        ("train_cfg.verify", "many", "train_cfg.verify must be a whole number, 0 or more, got 'many'"),
+        ("train_cfg.verify", -1, "got -1"),
+        ("train_cfg.max_epochs", 0, "train_cfg.max_epochs must be a whole number, 1 or more, got 0"),
+        ("train_cfg.max_epochs", True, "got True"),
+        ("train_cfg.recalibration_batches", 2.5, "train_cfg.recalibration_batches must be a whole number"),
+    ],
+)
+def test_a_part_of_another_kind_is_told_before_it_is_used(field: str, value: Any, words: str):
+    cfg = searching(dict(type="macs"))
+    set_target(cfg, 1.0, None)
+    cfg.merge_from_dict({field: value})
+    for check in (lambda: set_target(cfg, 1.0, None), lambda: search.search(cfg)):
+        with pytest.raises(ConfigError, match=re.escape(words) if ".*" not in words else words):
+            check()

@@ -12,12 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from prunet_zoo import create_model, load_space, load_spec
+from prunet_zoo.data.digits import CLASSES as DIGITS
 from prunet_zoo.latency.predictor import Predictor
+from prunet_zoo.mm.predict import preprocess_of
 from prunet_zoo.models import read_weights_spec
 from prunet_zoo.search import MacsCost, cost_range
 from prunet_zoo.space import SearchSpace
+from prunet_zoo.zoo.predict import load_classifier
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = {
@@ -106,6 +110,11 @@ def test_result_files_and_exact_resume_after_kill_9_and_sigterm(config: Path, tm
     assert 0.97 * 0.12 < MacsCost()(spec) <= 0.12 == report["target"] and report["predicted"] == MacsCost()(spec)
     assert load_space(str(tmp_path / "space.json")).contains(spec)
     assert create_model(str(whole / "weights.safetensors"))(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+    alone = load_classifier(whole / "weights.safetensors", device="cpu")  # as tools/predict.py --model does
+    loop = Config.fromfile(ROOT / "configs" / "search" / "tiered_prunet-cpu-small_digits.py").train_cfg
+    assert alone.classes == DIGITS and alone.preprocess == preprocess_of(
+        Config({"val_dataloader": loop.val_dataloader})
+    )
     assert len(report["history"]) == 6 and report["events"], "nothing was pruned, so the test would show less"
     held = [row["state_mb"] for row in report["history"]]
     assert held[-1] < held[0] and held == sorted(held, reverse=True), "pruning gave no memory back"
@@ -235,6 +244,8 @@ def test_search_on_an_image_folder_needs_only_another_config(cifar10: Path, tmp_
         (("--cfg-options", "train_cfg.strategy.warmup=2"), "warmup must be between 0.0 and 0.9"),
         (("--cfg-options", "train_cfg.strategy.foo=2"), "TieredPruning takes active"),
         (("--cfg-options", "model.foo=2"), "model does not take foo; SuperNetClassifier takes"),
+        (("--target-ms", "1", "--cfg-options", "train_cfg.strategy=DDPNAS"), "train_cfg.strategy must be a dict"),
+        (("--data-root", ".", "--cfg-options", "model=x"), "model must be a dict, got 'x'"),
     ],
 )
 def test_bad_input_is_one_clear_line(config: Path, tmp_path: Path, options: tuple[str, ...], words: str):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 
 from prunet_zoo import save_weights
@@ -14,11 +15,12 @@ from prunet_zoo.errors import CheckpointError, SpecError
 from prunet_zoo.mm.cli import ConfigError
 from prunet_zoo.mm.masked_model import MaskedClassifier
 from prunet_zoo.mm.search_model import SearchModel
-from prunet_zoo.mm.strategies import MODELS_OF, build_strategy, check_fit, check_start
+from prunet_zoo.mm.strategies import MODELS_OF, build_strategy, check_fit, check_model, check_start
 from prunet_zoo.mm.supernet_model import SuperNetClassifier
-from prunet_zoo.models import create_model
+from prunet_zoo.models import PrunedSpec, create_model
 from prunet_zoo.search import MacsCost
 from prunet_zoo.space import SearchSpace
+from prunet_zoo.spec import load_spec
 
 SPACE = {
     "name": "tiny",
@@ -90,6 +92,27 @@ def test_arguments_of_another_type_are_named(name: str, field: str, value: Any):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("MaskedClassifier", "options", 5),
+        ("MaskedClassifier", "step", "8"),
+        ("MaskedClassifier", "pretrained", 1),
+        ("MaskedClassifier", "space", 5),
+        ("SuperNetClassifier", "num_classes", "ten"),
+        ("SuperNetClassifier", "label_smoothing", [0.1]),
+    ],
+)
+def test_arguments_of_the_model_of_another_type_are_named(kind: str, field: str, value: Any):
+    good = ConfigDict(type=kind, space=SPACE, num_classes=4, label_smoothing=0, data_preprocessor=dict(type="x"))
+    check_model(good)
+    check_model(dict(type="MaskedClassifier", timm="resnet18", options=ConfigDict(channels=[8, 8])))
+    check_model(dict(type="MaskedClassifier", space=SearchSpace.from_dict(SPACE), start=[[0, 16]]))
+    with pytest.raises(ConfigError, match=rf"model\.{field}: .*, got ") as error:
+        check_model({**good, field: value})
+    assert "\n" not in str(error.value)
+
+
 def test_arguments_may_be_written_as_a_config_has_them():
     assert build_strategy(dict(type="TieredPruning", target=1, tau=[4, 1])).target == 1
     assert build_strategy(dict(type="Archtree", target=None, held_batches=None)).held_batches is None
@@ -132,6 +155,29 @@ def test_what_a_masked_network_is_made_from(tmp_path: Path):
             model(**options)
     with pytest.raises(CheckpointError, match="does not fit"):
         model(weights=str(tmp_path / "net.safetensors"))
+
+
+def test_a_cut_network_is_not_pruned_again(tmp_path: Path):
+    cut = PrunedSpec.from_dict({"timm": "resnet18", "shapes": {"layer1.0.bn1": [32]}})
+    (tmp_path / "spec.json").write_text(cut.to_json())
+    save_weights(tmp_path / "cut.safetensors", {"x": torch.zeros(1)}, cut)
+    options = dict(space=None, timm="resnet18", input_size=32, num_classes=4)
+    for given in (
+        dict(space=None, arch=str(tmp_path / "spec.json")),
+        dict(space=None, arch=str(tmp_path / "cut.safetensors")),
+        dict(space=None, arch=cut.to_dict()),
+        dict(start=str(tmp_path / "spec.json")),
+        dict(weights=str(tmp_path / "cut.safetensors")),
+        dict(weights=str(tmp_path / "cut.safetensors"), **options),
+    ):
+        with pytest.raises(SpecError, match=r"of a cut network \(resnet18 .* cannot be pruned again") as error:
+            model(**given)
+        assert "\n" not in str(error.value)
+    save_weights(tmp_path / "whole.safetensors", {"x": torch.zeros(1)}, cut.replace(shapes={}))
+    with pytest.raises(CheckpointError, match="no tensor"):  # a whole network of timm; these tensors are none of its
+        model(weights=str(tmp_path / "whole.safetensors"), **options)
+    with pytest.raises(SpecError, match=r"tools/train\.py --arch \(classifiers and detectors\)"):
+        load_spec(tmp_path / "spec.json")
 
 
 def test_the_penalty_joins_the_loss_and_reaches_the_masks():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
 import pytest
 from tree_bench import COST, HIGH, LOW, SPACE, START, grow, record, rows
 
-from prunet_zoo.errors import LatencyError
-from prunet_zoo.search import MacsCost
+from prunet_zoo.errors import LatencyError, TrainingError
+from prunet_zoo.search import MacsCost, archtree_latency
 from prunet_zoo.search.archtree_latency import Latencies, Savings
 from prunet_zoo.supernet.masked_spec import SpecNet
 
@@ -62,6 +63,69 @@ def test_two_that_agree_on_both_sides_of_the_target_are_not_taken(tmp_path):
         latencies.rows = {}
         latencies.confirm(counts)
         assert (latencies.meets(counts), latencies.meets(counts, comfort=True)) == (meets, comfort)
+
+
+def bare(path, measure=None):
+    return Latencies(lambda counts: ((), START.at(counts)), COST, measure, 0.6 * HIGH, path / "latencies.json")
+
+
+FULL = [group.channels for group in START.groups]
+
+
+def test_what_was_measured_is_read_back(tmp_path):
+    first = bare(tmp_path, lambda spec, quick=False: record(1.0, "a neighbour"))
+    assert first(FULL, 1.2) == first.confirm(FULL) == 1.0 and first.made == 4
+    again = bare(tmp_path, lambda spec, quick=False: pytest.fail("measured again"))
+    assert again(FULL, 1.2) == again.confirm(FULL) == 1.0 and again.rows == first.rows
+
+
+WHOLE = {"counts": [1], "expected": None, "quick": [record(1.0)], "records": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[]", "no JSON object"),
+        ("{", "line 1"),
+        ('{"a": 1}', "network a must be a JSON object"),
+        (json.dumps({"a": {**WHOLE, "quick": []}}), "network a has no measurement"),
+        (json.dumps({"a": WHOLE, "b": {**WHOLE, "quick": [{}]}}), "network b.*quick.*median_ms"),
+        (json.dumps({"a": {**WHOLE, "records": {}}}), "records"),
+        (json.dumps({"a": {**WHOLE, "counts": ["1"]}}), "counts"),
+        (json.dumps({"a": {**WHOLE, "expected": math.inf}}), "expected"),
+        *(
+            (json.dumps({"a": {**WHOLE, "records": [record(1.0) | {field: value}]}}), field)
+            for field in record(1.0)
+            for value in (None, "1", -1.0)
+        ),
+        (json.dumps({"a": {**WHOLE, "records": [record(0.0)]}}), "median_ms"),
+    ],
+)
+def test_files_of_measurements_that_are_not_whole_are_refused(tmp_path, text, what):
+    (tmp_path / "latencies.json").write_text(text)
+    with pytest.raises(TrainingError, match=rf"(?s)latencies\.json is damaged .*{what}.*remove it to measure again"):
+        bare(tmp_path)
+
+
+def test_less_than_nothing_expected_is_a_surprise(tmp_path):
+    latencies = bare(tmp_path, lambda spec, quick=False: record(1.0))
+    assert latencies(FULL, -0.1) == 1.0 and latencies.made == 2
+
+
+def test_confirming_takes_two_full_measurements(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(archtree_latency.time, "perf_counter", lambda: now[0])
+
+    def measure(spec, quick=False):
+        now[0] += 1.0 if quick else 5.0
+        return record(1.0)
+
+    latencies = bare(tmp_path, measure)
+    assert latencies.seconds_to_confirm() == 0.0
+    latencies(FULL)
+    assert latencies.seconds_to_confirm() == 2.0  # the quick one's, for want of better
+    latencies.confirm(FULL)
+    assert latencies.seconds_to_confirm() == 10.0
 
 
 def test_finer_removals_are_few_whatever_is_expected(tmp_path):

@@ -15,6 +15,7 @@ from torch import nn
 
 from prunet_zoo.errors import TrainingError
 from prunet_zoo.search.archtree_workers import Evaluator, RecoverJob
+from prunet_zoo.search.memory import resident_peak_mb
 from prunet_zoo.search.strategy import Services
 
 SCRIPT = """
@@ -85,3 +86,18 @@ def test_held_out_images_are_needed(tmp_path: Path) -> None:
     services = Services(lambda seed: iter([]), lambda: iter([]), None, tmp_path)
     with pytest.raises(TrainingError, match="held-out part"):
         Evaluator(services, tmp_path / "jobs")
+
+
+@pytest.mark.slow
+def test_the_memory_of_the_other_processes_is_told(tmp_path: Path) -> None:
+    batch = torch.ones(2, 4), torch.zeros(2, dtype=torch.long)
+    services = Services(lambda seed: iter([batch]), lambda: iter([batch]), None, tmp_path)
+    jobs = [RecoverJob(nn.Linear(4, 2), 0, 1, 0.1)]
+    with Evaluator(services, tmp_path / "alone") as evaluator:
+        evaluator.run(jobs)
+        assert evaluator.workers_mb == 0
+    with Evaluator(services, tmp_path / "jobs", workers=1) as evaluator:
+        evaluator.run(jobs)
+        assert 50 < evaluator.workers_mb < 10 * resident_peak_mb()
+        evaluator._peaks |= {-1: 1e6, -2: 2e6}  # of two more
+        assert 3e6 < evaluator.workers_mb < 3e6 + 10 * resident_peak_mb()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prunet_zoo import load_space
 from prunet_zoo.search import MacsCost, cost_range
 from prunet_zoo.search.adjust import adjust_widths
-from prunet_zoo.search.target import CENTRE, COMFORT, TargetHitter, Trial, apart, correction
+from prunet_zoo.search.target import CENTRE, COMFORT, TargetHitter, Trial, apart, correction, percent_off
 from prunet_zoo.space import SearchSpace
 from prunet_zoo.spec import NetSpec
 
@@ -186,6 +186,14 @@ def test_a_coarse_space_is_told_with_the_two_nearest_networks():
     assert (
         f"too coarse here: the nearest networks measure {below:.4g} ms below and {above:.4g} ms above" in found.missed
     )
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [(5.06, "1.2%"), (5.001, "0.02%"), (4.9999, "0.002%"), (4.9, "2.0%"), (5.0, "0.0%"), (10.0, "100.0%")],
+)
+def test_a_distance_never_rounds_to_the_target(measured, words):
+    assert percent_off(measured, 5.0) == words
 
 
 def test_when_the_tries_are_used_up_the_nearest_is_kept_and_told():

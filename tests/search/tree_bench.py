@@ -78,7 +78,8 @@ def held() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def record(ms: float, *disturbed: str) -> dict:
-    return {"median_ms": ms, "ci_low_ms": ms * 0.998, "ci_high_ms": ms * 1.002, "disturbed": list(disturbed)}
+    figures = {"ci_low_ms": ms * 0.998, "ci_high_ms": ms * 1.002, "p10_ms": ms * 0.99, "p90_ms": ms * 1.01, "n": 9}
+    return {"median_ms": ms, **figures, "disturbed": list(disturbed)}
 
 
 def trained(space: SearchSpace = SPACE, steps: int = 25) -> SpecNet:
