@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 # a shell that starts the tests in the background makes them ignore Ctrl-C, and their child processes too
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -60,6 +61,18 @@ def load_tool() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture
+def grey_images(tmp_path: Path) -> Path:
+    """Two classes of five images a part, each of one grey: 100 times the class and 10 times the number."""
+    for part in ("train", "test"):
+        for k, name in enumerate(("cat", "dog")):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for i in range(5):
+                Image.new("RGB", (32, 32), (100 * k + 10 * i,) * 3).save(folder / f"{i:04d}.jpg")
+    return tmp_path / "images"
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from prunet_zoo.errors import DataError
 
@@ -21,42 +19,30 @@ def cifar(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two classes of five images a part, each of one grey: 100 times the class and 10 times the number."""
-    for part in ("train", "test"):
-        for k, name in enumerate(("cat", "dog")):
-            place = tmp_path / "images" / part / name
-            place.mkdir(parents=True)
-            for i in range(5):
-                Image.fromarray(np.full((32, 32, 3), 100 * k + 10 * i, np.uint8)).save(place / f"{i:04d}.jpg")
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def archive(folder: Path) -> Path:
-    with tarfile.open(folder.parent / "images.tar.xz", "w:xz") as packed:
+def archive(grey_images: Path) -> Path:
+    with tarfile.open(grey_images.parent / "images.tar.xz", "w:xz") as packed:
         for part in ("train", "test"):
-            packed.add(folder / part, part)
-    return folder.parent / "images.tar.xz"
+            packed.add(grey_images / part, part)
+    return grey_images.parent / "images.tar.xz"
 
 
-def test_a_folder_and_an_archive_give_the_same_images(cifar: ModuleType, folder: Path, archive: Path) -> None:
-    for images, labels in (cifar.read_images(source, "train", 4, 1) for source in (folder, archive)):
+def test_a_folder_and_an_archive_give_the_same_images(cifar: ModuleType, grey_images: Path, archive: Path) -> None:
+    for images, labels in (cifar.read_images(source, "train", 4, 1) for source in (grey_images, archive)):
         assert images.dtype == torch.uint8 and images.shape == (6, 3, 32, 32) and labels.tolist() == [0, 0, 0, 1, 1, 1]
         greys = images.float().mean((1, 2, 3))
         torch.testing.assert_close(greys, torch.tensor([10.0, 20, 30, 110, 120, 130]), rtol=0, atol=1)
-    for source in (folder, folder / "none"):
+    for source in (grey_images, grey_images / "none"):
         with pytest.raises(DataError, match="give"):
             cifar.read_images(source, "train", 9, 7)
 
 
-def test_unpacks_as_much_as_is_needed_once(cifar: ModuleType, folder: Path, archive: Path) -> None:
-    unpacked = cifar.unpack(archive, folder.parent, 2)
+def test_unpacks_as_much_as_is_needed_once(cifar: ModuleType, grey_images: Path, archive: Path) -> None:
+    unpacked = cifar.unpack(archive, grey_images.parent, 2)
     assert len(list(unpacked.glob("train/*/*.jpg"))) == 4 and len(list(unpacked.glob("test/*/*.jpg"))) == 10
     archive.unlink()
-    assert cifar.unpack(archive, folder.parent, 2) == unpacked
+    assert cifar.unpack(archive, grey_images.parent, 2) == unpacked
     with pytest.raises(DataError, match="data-root"):
-        cifar.unpack(archive, folder.parent, 3)
+        cifar.unpack(archive, grey_images.parent, 3)
 
 
 def test_augmented_images_are_crops_of_the_padded_ones_half_of_them_mirrored(cifar: ModuleType) -> None:

@@ -138,14 +138,19 @@ def statistics_of_two(number: int, port: int) -> None:
     assert model.num_batches_tracked == number  # a count, not a statistic
 
 
-def test_statistics_are_averaged(free_port: int) -> None:
+def run_in_two(work: Callable[[int, int], None], port: int) -> None:
+    """Run ``work(number, port)`` in two processes, which must end well."""
     context = multiprocessing.get_context("fork")
-    jobs = [context.Process(target=statistics_of_two, args=(number, free_port)) for number in range(2)]
+    jobs = [context.Process(target=work, args=(number, port)) for number in range(2)]
     for job in jobs:
         job.start()
     for job in jobs:
         job.join(60)
     assert [job.exitcode for job in jobs] == [0, 0]
+
+
+def test_statistics_are_averaged(free_port: int) -> None:
+    run_in_two(statistics_of_two, free_port)
 
 
 def long_work_of_the_first(number: int, port: int) -> None:
@@ -164,13 +169,7 @@ def long_work_of_the_first(number: int, port: int) -> None:
 
 
 def test_others_wait_for_long_work_of_the_first(free_port: int) -> None:
-    context = multiprocessing.get_context("fork")
-    jobs = [context.Process(target=long_work_of_the_first, args=(number, free_port)) for number in range(2)]
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join(60)
-    assert [job.exitcode for job in jobs] == [0, 0]
+    run_in_two(long_work_of_the_first, free_port)
 
 
 LEAVE = """

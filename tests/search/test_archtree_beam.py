@@ -9,10 +9,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -20,20 +18,8 @@ def bench(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
     return load_benchmark("archtree_beam")
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Two classes of five images a part, each of one grey."""
-    for part in ("train", "test"):
-        for k, name in enumerate(("cat", "dog")):
-            folder = tmp_path / "images" / part / name
-            folder.mkdir(parents=True)
-            for i in range(5):
-                Image.fromarray(np.full((32, 32, 3), 100 * k + 10 * i, np.uint8)).save(folder / f"{i:04d}.jpg")
-    return tmp_path / "images"
-
-
-def test_held_out_images_are_not_trained_on(bench: ModuleType, images: Path) -> None:
-    data = bench.Data(images, 5, seed=0)
+def test_held_out_images_are_not_trained_on(bench: ModuleType, grey_images: Path) -> None:
+    data = bench.Data(grey_images, 5, seed=0)
     train, held = (part[0].float().mean((1, 2, 3)).round().tolist() for part in (data.train_part, data.held_part))
     assert len(train) == 8 and len(held) == 2 and not set(train) & set(held)
     first, again, other = (next(data.train(seed))[1].tolist() for seed in (1, 1, 2))
